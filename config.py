@@ -1,0 +1,224 @@
+"""Every knob, once: name, default, meaning; then what the paper changes per task (Tables 5 and 8) and what presets change.
+
+The command line is made from the dataclass: field `topk_weight` is the option --topk-weight. Precedence:
+
+    option on the command line  >  preset  >  task and method table  >  default
+
+Knobs belong to a group, and the group decides who must agree with whom:
+    both     read by stage 1 (offline): a checkpoint offline.pt may only be reused where all of them agree
+    online   read by stage 2 alone: siblings that differ only here share offline.pt
+    run      how a run is carried out, never what it computes: free to change on --resume, no part of the folder's name
+"""
+import argparse
+import dataclasses
+import difflib
+import sys
+from dataclasses import dataclass, field, fields
+
+PRESETS = ("paper", "quick", "released", "offline-rl")
+METHODS = ("dfp", "dfp-no-topk")
+
+
+class UserError(Exception):
+    """Something the user can mend. The scripts print its one line and exit with 2; a stack trace would hide it."""
+
+
+def knob(default, help, group="both", choices=None):
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices})
+
+
+@dataclass
+class Config:
+    # ---- what to run
+    task: str = knob("square", "task name; --task list prints them all")
+    method: str = knob("dfp", "algorithm", "online", METHODS)
+    preset: str = knob("paper", "set of values: the paper's, a small one for a CPU, the released code's, or Table 8's", "run", PRESETS)
+    seed: int = knob(0, "seed of the run: initial weights, batches, noise, environments")
+
+    # ---- how long (paper: 1M + 1M, Table 5)
+    offline_steps: int = knob(1_000_000, "gradient steps of stage 1", "run")
+    online_steps: int = knob(1_000_000, "environment steps of stage 2", "run")
+    warmup: int = knob(5_000, "first online steps that collect data without an update (released code)", "online")
+
+    # ---- networks and optimiser (Table 5)
+    layers: int = knob(4, "hidden layers of actor and critic (Table 5)")
+    hidden: int = knob(512, "width of each hidden layer (Table 5)")
+    ensemble: int = knob(2, "critics in the ensemble (Table 5)")
+    q_aggregate: str = knob("mean", "one value from the ensemble (Table 5: mean)", choices=("mean", "min"))
+    batch_size: int = knob(256, "states per update (Table 5)")
+    lr: float = knob(3e-4, "Adam's step size (Table 5)")
+    discount: float = knob(0.99, "gamma per environment step (Table 5)")
+    target_rate: float = knob(5e-3, "tau: how fast the target critic follows (Table 5)")
+
+    # ---- the policy (Table 5)
+    chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
+    num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)")
+    temperatures: tuple[float, ...] = knob((0.05,), "h: kernel widths of the drift loss (Table 5, per task)")
+    best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5, per task)")
+    bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)")
+    mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
+    topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)")
+
+    # ---- policy improvement (Table 5)
+    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", "online")
+    top_k: int = knob(4, "K: candidates kept as positives (Table 5, per task)", "online")
+    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", "online")
+    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", "online")
+
+    # ---- data
+    data: str = knob("auto", "official files, stand-ins generated in the simulator, or whichever can be had", "run",
+                     ("auto", "official", "generated"))
+    data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and ogbench keep them)", "run")
+    data_size: int = knob(0, "generated data: demonstrations (Robomimic) or transitions (OGBench); 0 = preset's choice")
+
+    goal_share: float = knob(0.0, "generated OGBench data: share of transitions from noisy episodes aimed at the goal")
+
+    # ---- evaluation and running
+    eval_every: int = knob(100_000, "steps between evaluations", "run")
+    eval_episodes: int = knob(0, "episodes of every evaluation; 0 = 50, and 100 at the end of each stage", "run")
+    log_every: int = knob(500, "steps between rows of train.csv", "run")
+    device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
+    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes, TF32 on CUDA; fp32: neither", "run", ("auto", "fp32"))
+    compile: bool = knob(True, "torch.compile the losses", "run")
+    workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", "run")
+    threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", "run")
+    out: str = knob("runs", "folder that run folders are made in", "run")
+    resume: bool = knob(False, "continue an unfinished run in its folder", "run")
+    log: str = knob("csv", "tracker besides the CSV files", "run", ("csv", "tensorboard", "wandb"))
+
+    def check(self) -> None:
+        """Raises UserError for values that cannot work, before anything is written."""
+        def need(ok, message):
+            if not ok:
+                raise UserError(message)
+        for name in ("offline_steps", "online_steps", "warmup", "data_size", "eval_episodes", "workers", "threads", "seed"):
+            need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
+        for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
+                     "num_candidates", "top_k", "eval_every", "log_every"):
+            need(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be positive")
+        for name in ("discount", "target_rate", "ema_rate"):
+            need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
+        need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
+        need(self.temperatures and all(t > 0 for t in self.temperatures), "--temperatures must be positive numbers")
+        need(self.top_k <= self.num_candidates,
+             f"--top-k {self.top_k} cannot exceed --num-candidates {self.num_candidates}: K of N are kept")
+
+    def stage1_knobs(self) -> dict:
+        """What offline.pt depends on, for reuse by siblings."""
+        also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if self.topk_offline else ()
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["group"] == "both" or f.name in also}
+
+
+# ------------------------------------------------------------------------------------------------- Tables 5 and 8
+ROBOMIMIC = ("lift", "can", "square")
+OGBENCH = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
+OFFLINE_RL = ("cube-single-task2", "cube-double-task2", "scene-task2", "puzzle-3x3-task4", "puzzle-4x4-task4")
+TASKS = ROBOMIMIC + OGBENCH + tuple(t for t in OFFLINE_RL if t not in OGBENCH)
+
+# Table 8: pure offline RL, no chunking, no best-of-N', L_BC + lambda L_topK from the first step.
+TABLE_8 = {
+    "cube-single-task2": dict(topk_weight=0.45, temperatures=(0.05,), num_candidates=16, top_k=8),
+    "cube-double-task2": dict(topk_weight=0.55, temperatures=(0.05,), num_candidates=16, top_k=8),
+    "scene-task2": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=16, top_k=8),
+    "puzzle-3x3-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=16, top_k=8),
+    "puzzle-4x4-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=32, top_k=16),
+}
+
+
+def task_values(task: str) -> dict:
+    """Table 5's per-task values. The four tasks of Table 8 that Table 5 lacks take OGBench's, with Table 8's
+    lambda, h, N and K."""
+    if task in ROBOMIMIC:
+        return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2)
+    return dict(temperatures=(0.05,), best_of=16, top_k=4) | (TABLE_8[task] if task not in OGBENCH else {})
+
+
+METHOD_VALUES = {"dfp": {}, "dfp-no-topk": dict(topk_weight=0.0)}
+
+
+def preset_values(preset: str, task: str) -> dict:
+    if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
+        return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
+    if preset == "offline-rl":
+        if task not in TABLE_8:
+            raise UserError(f"--preset offline-rl has values for {', '.join(TABLE_8)} only (Table 8), not for {task}")
+        return TABLE_8[task] | dict(chunk=1, best_of=1, topk_offline=True, online_steps=0, warmup=0)
+    if preset == "quick":        # the same algorithm, smaller; the averages move as far per stage as in the paper
+        return QUICK | QUICK_TASK.get(task, {})
+    return {}
+
+
+QUICK = dict(compile=False, hidden=256, batch_size=128, offline_steps=10_000, online_steps=8_000, warmup=500, ema_rate=1e-3,
+             eval_every=2_000, eval_episodes=50, log_every=100, data_size=100_000)
+QUICK_TASK = {
+    "lift": dict(data_size=100),
+    "can": dict(data_size=100),
+    "square": dict(data_size=100),
+}
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message + "  (--help lists the options)")
+
+
+def nearest(word: str, known) -> str:
+    """'lst' -> "; did you mean 'lift'?" """
+    close = difflib.get_close_matches(str(word), known, 1, 0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def build(given: dict) -> Config:
+    """A checked Config from the knobs given by name, in the order of precedence at the top of this file."""
+    task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
+    for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
+        if value not in known:
+            raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
+    values = task_values(task) | METHOD_VALUES[method] | preset_values(preset, task)
+    if method == "dfp-no-topk":
+        values["topk_weight"] = 0.0                      # the method's name, whatever the preset says
+    config = Config(**values | given)
+    config.check()
+    return config
+
+
+def parse(description: str, argv=None) -> tuple[Config, set[str]]:
+    """The command line -> (Config, names of the knobs given explicitly). Raises UserError."""
+    parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for f in fields(Config):
+        option, default = "--" + f.name.replace("_", "-"), f.default
+        text = f"{f.metadata['help']} (default {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        if isinstance(default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+        elif isinstance(default, tuple):
+            parser.add_argument(option, type=float, nargs="+", help=text)
+        else:
+            choices = f.metadata["choices"]
+            parser.add_argument(option, type=type(default), help=text, metavar="{" + ",".join(choices) + "}" if choices else f.name.upper())
+    parser.add_argument("--print-config", action="store_true", help="print the knobs that a run would use, and stop")
+    given = vars(parser.parse_args(argv))
+    show = given.pop("print_config", False)
+    if given.get("task") == "list":
+        print("\n".join(TASKS))
+        raise SystemExit(0)
+    for f in fields(Config):
+        known = f.metadata["choices"]
+        if known and f.name in given and given[f.name] not in known:
+            raise UserError(f"--{f.name} {given[f.name]!r} is not one of {', '.join(known)}{nearest(given[f.name], known)}")
+    if "temperatures" in given:
+        given["temperatures"] = tuple(given["temperatures"])
+    config = build(given)
+    if show:
+        print("\n".join(f"{k:16} {v}{'   (given)' if k in given else ''}" for k, v in dataclasses.asdict(config).items()))
+        raise SystemExit(0)
+    return config, set(given)
+
+
+def main(function) -> None:
+    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
+    try:
+        function()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,68 @@
+"""The critic: Q_phi(s, a) for whole action chunks, and the target it regresses on  (Eq. 1).
+
+The policy commits to H actions at a time, so the critic values a chunk, and one backup jumps H steps:
+
+    y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]       (Eq. 1)
+
+m = 0 once the task has *terminated* inside the chunk (nothing follows); running into a time limit keeps m = 1. The
+H-step return is unbiased although the data are off-policy, because Q is asked about exactly the chunk that was executed
+(Li et al., "Q-chunking", arXiv 2507.07969). a' is the best of N' policy samples, see topk.py.
+
+Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
+
+Axes: B states, E ensemble members, O observation, H chunk, D = H*A the flat chunk.
+"""
+import torch
+from torch import Tensor, nn
+
+from policy import MLP
+
+
+class Critic(nn.Module):
+    """E independent Q-functions. aggregate: "mean" (Table 5) or "min" (the field's usual, pessimistic choice)."""
+
+    def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...] = (512,) * 4, ensemble: int = 2,
+                 aggregate: str = "mean"):
+        super().__init__()
+        self.members = nn.ModuleList(MLP(obs_dim + chunk_dim, hidden, 1, layer_norm=True) for _ in range(ensemble))
+        self.aggregate = aggregate
+
+    def forward(self, obs: Tensor, chunk: Tensor) -> Tensor:
+        """Every member's opinion: obs [..., O], chunk [..., D] -> [E, ...]. The MLP's trailing 1 is squeezed here:
+        (B, 1) minus (B,) would broadcast to (B, B) without a word."""
+        x = torch.cat([obs, chunk], dim=-1)
+        return torch.stack([member(x).squeeze(-1) for member in self.members])                      # [E, ...]
+
+    def value(self, obs: Tensor, chunk: Tensor) -> Tensor:
+        """The ensemble's one value: obs [B, O], chunk [B, D] -> [B], or N candidates a state, [B, N, D] -> [B, N]."""
+        if chunk.dim() == obs.dim() + 1:
+            obs = obs[:, None].expand(-1, chunk.shape[1], -1)                                       # [B, N, O]
+        q = self(obs, chunk)                                                                        # [E, ...]
+        return q.mean(0) if self.aggregate == "mean" else q.amin(0)
+
+
+def chunk_return(rewards: Tensor, discount: float) -> Tensor:
+    """sum_{i<H} gamma^i r_{t+i}: rewards [..., H] -> [...]. Chunks that an episode's end cuts short are not cut here:
+    their `valid` flag is 0 and td_loss ignores them."""
+    return rewards @ (discount ** torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device))
+
+
+def td_target(rewards: Tensor, masks: Tensor, next_q: Tensor, discount: float, chunk: int) -> Tensor:
+    """y of Eq. 1 from the chunk's return [B], its mask [B] (0 = the task terminated) and Q_target(s', a') [B]."""
+    return rewards + discount**chunk * masks * next_q
+
+
+def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean over members and batch of valid * (q - y)^2: q [E, B], target [B], valid [B] -> [].
+
+    valid is 0 where an episode ended strictly inside the chunk: its later steps belong to another episode. Such rows still
+    count in the denominator (as released); with random starts that is a constant factor close to 1.
+    """
+    return (valid * (q - target).square()).mean()
+
+
+@torch.no_grad()
+def move_towards(average: nn.Module, source: nn.Module, rate: float) -> None:
+    """average <- rate * source + (1 - rate) * average, for the target critic (5e-3) and for pi_old (1e-4)."""
+    for a, s in zip(average.parameters(), source.parameters()):
+        a.lerp_(s, rate)

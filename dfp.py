@@ -1,0 +1,160 @@
+"""Drifting Field Policy: Algorithm 1, one update from one batch  (Alg. 1, Eqs. 1, 15, 16, 18).
+
+Both stages run the same update. Offline, L = L_BC: the data's actions are the positives. Online, L = L_BC + lambda
+L_topK: one more set of positives, the critic's favourites among what the slowly moving pi_old proposes. BC keeps the
+policy where the critic knows something, top-K moves it uphill; both push the *same* generated samples.
+
+    paper                     here                          paper                     here
+    f_theta(eps, s)           self.actor                    Q_phi                     self.critic
+    pi_old                    self.actor_old                Q_phi-bar                 self.critic_target
+    N, K, N', N_gen           num_candidates, top_k, best_of, num_generated           lambda     topk_weight
+
+Axes: B states, N candidates, K positives, G generated, H chunk, A action, D = H*A the flat chunk, O observation.
+"""
+import copy
+
+import torch
+from torch import Tensor
+
+from critic import Critic, move_towards, td_loss, td_target
+from drift import drift_loss
+from policy import Actor, sample
+from topk import best_action, top_k_actions
+
+
+class DFP:
+    """The algorithm with its four networks, optimiser and noise. `config` is a config.Config (or anything with its
+    field names); `device` a torch.device. See update() for the batch."""
+
+    def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu"):
+        self.config, self.device = config, torch.device(device)
+        self.chunk, self.action_dim = config.chunk, action_dim
+        D, hidden = config.chunk * action_dim, (config.hidden,) * config.layers
+        with torch.random.fork_rng(devices=[]):            # initial weights have a seed of their own, drawn on the CPU so
+            torch.manual_seed(config.seed)                 # that every device starts from the same network
+            self.actor = Actor(obs_dim, D, hidden).to(self.device)
+            self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)
+        self.actor_old = copy.deepcopy(self.actor).requires_grad_(False)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=config.lr)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        # Offline there is no L_topK (Sec. 5.1), but for the pure offline-RL setting of Table 8, which has it throughout.
+        self.improving = config.topk_offline
+        self.losses = torch.compile(self._losses) if config.compile else self._losses
+
+    def start_online(self) -> None:
+        """Stage 2 begins: pi_old starts as a copy of pi_theta. Adam's moments are kept, as in the released code."""
+        self.actor_old.load_state_dict(self.actor.state_dict())
+        self.improving = True
+
+    # ------------------------------------------------------------------------------------------ one step of Alg. 1
+    def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Lines 3-7 of Algorithm 1. Returns detached 0-d tensors to log; nothing is read back from the device.
+
+        batch: observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 = the task
+               terminated), next_observations [B, O] (after the chunk), valid [B, H] (0 = past the episode's end)
+        noise: {"next": [B, N', D], "generated": [B, G, D], "candidates": [B, N, D]}; drawn here when absent. With it
+               the update is a function of its arguments.
+        """
+        critic_loss, actor_loss, info = self.losses(batch, noise or self.draw_noise(len(batch["rewards"])))
+        self.optimizer.zero_grad(set_to_none=True)
+        (critic_loss + actor_loss).backward()        # the two share no parameter: one backward pass serves both
+
+        # Averages first, optimiser second: like the released code, both averages read the parameters from *before* this
+        # step. The lag of one step is harmless; it is kept so that whole updates compare number for number.
+        move_towards(self.critic_target, self.critic, self.config.target_rate)
+        if self.improving:
+            move_towards(self.actor_old, self.actor, self.config.ema_rate)       # Alg. 1, line 7
+        self.optimizer.step()
+        return {name: value.detach() for name, value in info.items()}
+
+    def _losses(self, batch, noise) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Critic and actor loss of one batch, both with the parameters before the step. No state changes here."""
+        critic_loss, critic_info = self.critic_loss(batch, noise["next"])
+        actor_loss, actor_info = self.actor_loss(batch, noise["generated"], noise.get("candidates"))
+        return critic_loss, actor_loss, critic_info | actor_info
+
+    def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_Q(phi), Eq. 1 over chunks: the next chunk a' is the policy's own best of N', valued by the target critic."""
+        with torch.no_grad():
+            next_obs = batch["next_observations"]
+            next_action = self.choose(next_obs, noise)                                              # [B, D]
+            next_q = self.critic_target.value(next_obs, next_action)                                # [B]
+            target = td_target(batch["rewards"], batch["masks"], next_q, self.config.discount, self.chunk)
+        q = self.critic(batch["observations"], batch["actions"].flatten(1))                         # [E, B]
+        loss = td_loss(q, target, batch["valid"][:, -1])
+        return loss, {"critic_loss": loss, "q": q.mean(), "target_q": target.mean()}
+
+    def actor_loss(self, batch, noise, candidate_noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_BC + lambda L_topK, Eqs. 16 and 18, on shared generated samples."""
+        c, obs, data = self.config, batch["observations"], batch["actions"].flatten(1)[:, None]     # data [B, 1, D]
+        generated = sample(self.actor, obs, noise)                                                  # [B, G, D]
+
+        # Eq. 18: the positive is the data's chunk. Its steps past an episode's end belong to the next episode: masked.
+        mask = batch["valid"].repeat_interleave(self.action_dim, dim=1) if c.mask_bc else None      # [B, D]
+        bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=mask)
+        loss = c.bc_weight * bc_loss.mean()
+        info = {f"bc_{name}": value for name, value in info.items()}
+        info |= {"bc_loss": bc_loss.mean(),
+                 # What the loss value cannot show (it is constant by construction): do samples differ, are they close?
+                 "bc_error": (generated - data).abs().mean(),
+                 "spread": generated.std(dim=1).mean() if c.num_generated > 1 else torch.zeros_like(loss)}
+
+        if self.improving:
+            with torch.no_grad(), self.candidate_precision():                                       # Eq. 15
+                candidates = sample(self.actor_old, obs, candidate_noise)                           # [B, N, D]
+                positives = top_k_actions(candidates, self.critic.value(obs, candidates), c.top_k)  # [B, K, D]
+            topk_loss, topk_info = drift_loss(generated, positives, temperatures=c.temperatures)    # Eq. 16
+            loss = loss + c.topk_weight * topk_loss.mean()
+            info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}
+        return loss, info | {"actor_loss": loss}
+
+    # ------------------------------------------------------------------------------------------ acting
+    @torch.no_grad()
+    def choose(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """Best of N' samples of pi_theta by Q_phi: obs [B, O], noise [B, N', D] -> [B, D] (Alg. 1 line 1; a' of Eq. 1)."""
+        if noise.shape[1] == 1:                                    # nothing to choose between: the critic is not asked
+            return sample(self.actor, obs, noise)[:, 0]
+        with self.candidate_precision():
+            candidates = sample(self.actor, obs, noise)
+            return best_action(candidates, self.critic.value(obs, candidates))
+
+    def act(self, obs, generator=None, best_of: int | None = None) -> Tensor:
+        """obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
+
+        generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of the
+        other rows. best_of: None = the method's N', 1 = the raw policy.
+        """
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        shape = (best_of or self.config.best_of, self.chunk * self.action_dim)
+        if isinstance(generator, (list, tuple)):
+            noise = torch.stack([torch.randn(shape, generator=g) for g in generator])
+        else:
+            noise = torch.randn(len(obs), *shape, generator=generator)
+        return self.choose(obs, noise.to(self.device)).unflatten(1, (self.chunk, self.action_dim))
+
+    # ------------------------------------------------------------------------------------------ plumbing
+    def candidate_precision(self):
+        """bf16 in the hidden layers of passes that carry no gradient and only rank (--precision fp32: off)."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "auto")
+
+    def draw_noise(self, batch_size: int) -> dict[str, Tensor]:
+        c = self.config
+        counts = {"next": c.best_of, "generated": c.num_generated}
+        if self.improving:
+            counts["candidates"] = c.num_candidates
+        return {name: torch.randn(batch_size, n, self.chunk * self.action_dim, generator=self.generator,
+                                  device=self.device) for name, n in counts.items()}
+
+    def state_dict(self) -> dict:
+        """Everything an interrupted run needs, as tensors and plain data."""
+        return {name: getattr(self, name).state_dict() for name in
+                ("actor", "actor_old", "critic", "critic_target", "optimizer")} | {
+                    "improving": self.improving, "generator": {self.device.type: self.generator.get_state()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        for name in ("actor", "actor_old", "critic", "critic_target", "optimizer"):
+            getattr(self, name).load_state_dict(state[name])
+        self.improving = state["improving"]
+        if self.device.type in state["generator"]:                # a generator's state only fits the device it came from
+            self.generator.set_state(state["generator"][self.device.type])

@@ -1,0 +1,142 @@
+"""The drifting field and its loss: the whole idea of the paper in one file that needs nothing but torch.
+
+A one-step generator x = f_theta(noise) is trained without a time variable and without an ODE. Where do its samples
+have to go? Towards the samples of the target p ("positives", y+) and away from its own samples q ("negatives", y-):
+
+    V_{p,q}(x) = V_p+(x) - V_q-(x),   V_p+(x) = sum_j k(x, y+_j) (y+_j - x) / sum_j k(x, y+_j)              (Eq. 3)
+
+Each half is a kernel mean shift. Both halves cancel when p = q, so a generator that matches the target rests. The loss
+asks the network to output what it outputs now, moved by the field; no gradient flows through the goal:
+
+    L_drift = E || x - sg(x + V_{p,q}(x)) ||^2                                                              (Eq. 4)
+
+Two functions, because theory and practice use two kernels:
+
+    drift_field   Eq. 3 to the letter with the Gaussian kernel. h^2 (grad log p_kde - grad log q_kde) equals it exactly
+                  (Eq. 8): this is why following it is a Wasserstein gradient flow of KL(q || p) (Eqs. 5-7).
+    drift_loss    what trains policies: a bounded kernel of the *distance*, normalised over both sides, with several
+                  temperatures (Deng et al., "Generative Modeling via Drifting", arXiv 2602.04770, as DFP uses it).
+
+Axes: B states, G generated samples, P positives, M further negatives, T = G + M + P targets, D sample dimension.
+"""
+import torch
+from torch import Tensor
+
+
+def drift_field(x: Tensor, positives: Tensor, negatives: Tensor, *, bandwidth: float) -> Tensor:
+    """V_{p,q}(x) of Eq. 3, exact, with the Gaussian kernel k(x, y) = exp(-|x - y|^2 / (2 h^2)).
+
+    x [..., G, D], positives [..., P, D], negatives [..., M, D], bandwidth h > 0 in the units of x -> V [..., G, D].
+    Keeps the input's precision (float64 stays float64). Raises ValueError for h <= 0 or an empty side.
+    """
+    if not bandwidth > 0:
+        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
+    if positives.shape[-2] == 0 or negatives.shape[-2] == 0:
+        raise ValueError("drift_field needs at least one positive and one negative sample")
+
+    def mean_shift(y: Tensor) -> Tensor:
+        # k(x, y_j) / sum_j k(x, y_j) is a softmax of -|x - y|^2 / 2h^2. Written so, a sample far from everything gets
+        # weights that still sum to one; exp() first would give 0/0 = NaN there.
+        offset = y[..., None, :, :] - x[..., :, None, :]                       # y_j - x_i            [..., G, P, D]
+        weight = torch.softmax(offset.square().sum(-1) / (-2 * bandwidth**2), dim=-1)               # [..., G, P]
+        return (weight[..., None] * offset).sum(-2)                                                 # [..., G, D]
+
+    return mean_shift(positives) - mean_shift(negatives)
+
+
+def drift_loss(
+    generated: Tensor,
+    positives: Tensor,
+    negatives: Tensor | None = None,
+    *,
+    temperatures: tuple[float, ...] = (0.1,),
+    mask: Tensor | None = None,
+    generated_weight: Tensor | None = None,
+    positive_weight: Tensor | None = None,
+    negative_weight: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_drift(theta; p, q) of Eq. 4 in the practical form of Deng et al. (2026).
+
+    generated  [B, G, D]  x = f_theta(noise, s), carries the gradient; it is also the negative set, q = pi_theta
+    positives  [B, P, D]  samples of the target p, for each state its own
+    negatives  [B, M, D]  further samples to move away from, or None
+    temperatures          kernel widths R as a share of the batch's mean distance; their forces are added. A small one
+                          sharpens, a large one reaches samples that are still far away. See the note at the end.
+    mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
+                          for chunk steps that lie past an episode's end.
+    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1
+
+    Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance
+    that serves as unit of length, and "force_rms_<R>", each temperature's force before it is normalised.
+    Raises ValueError where shapes do not fit. Runs in float32 under autocast; float64 inputs stay float64.
+
+    The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the
+    force is divided by its own size), with T temperatures it lies between T and T^2. Watch force_rms and the samples.
+    """
+    if generated.dim() != 3 or positives.dim() != 3:
+        raise ValueError(f"expected [B, G, D] and [B, P, D], got {tuple(generated.shape)} and {tuple(positives.shape)}")
+    if negatives is None:
+        negatives = generated.new_zeros(generated.shape[0], 0, generated.shape[2])
+    for name, y in (("positives", positives), ("negatives", negatives)):
+        if y.dim() != 3 or y.shape[0] != generated.shape[0] or y.shape[2] != generated.shape[2]:
+            raise ValueError(f"{name} {tuple(y.shape)} do not fit generated {tuple(generated.shape)}")
+    if mask is not None and mask.shape != generated.shape[::2]:
+        raise ValueError(f"mask {tuple(mask.shape)} is not [B, D] = {tuple(generated.shape[::2])}")
+
+    with torch.autocast(generated.device.type, enabled=False):  # squared distances lose everything in half precision
+        dtype = torch.promote_types(generated.dtype, torch.float32)
+        x = generated.to(dtype)                                                                     # [B, G, D]
+        if mask is not None:
+            x = x * mask[:, None]
+        with torch.no_grad():  # everything down to the goal is a target: sg(.) in Eq. 4
+            scale, unit, force, rms = _force(x, positives, negatives, temperatures, mask,
+                                             generated_weight, positive_weight, negative_weight)
+            goal = x / unit + force
+        loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # Eq. 4, [B]
+    return loss, {"scale": scale} | {f"force_rms_{r:g}": f for r, f in zip(temperatures, rms)}
+
+
+def _force(x, positives, negatives, temperatures, mask, generated_weight, positive_weight, negative_weight):
+    """The field in scaled coordinates: (scale, unit of length, force [B, G, D], root mean square per temperature)."""
+    B, G, D = x.shape
+    P = positives.shape[1]
+    M = negatives.shape[1]
+    targets = torch.cat([negatives, positives], dim=1).to(x.dtype)                                  # [B, M+P, D]
+    if mask is not None:
+        targets = targets * mask[:, None]
+    targets = torch.cat([x, targets], dim=1)                         # negatives first, positives last [B, T, D]
+    ones = x.new_ones
+    weight = torch.cat([ones(B, G) if generated_weight is None else generated_weight.to(x.dtype),
+                        ones(B, M) if negative_weight is None else negative_weight.to(x.dtype),
+                        ones(B, P) if positive_weight is None else positive_weight.to(x.dtype)], dim=1)   # [B, T]
+    weight = weight[:, None]                                                                        # [B, 1, T]
+
+    # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are close,
+    # and that is where a small temperature looks. The floor keeps the root differentiable and 0/0 away.
+    offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
+    distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
+
+    # ONE number for the whole batch, not one per state: temperatures are shares of it, so a state whose samples are
+    # all close together really sees a wide kernel. The floor 1e-3 matters only when everything sits in one point.
+    scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
+    unit = (scale / D**0.5).clamp_min(1e-3)       # coordinates are measured in units of the typical coordinate gap
+    distance = distance / scale.clamp_min(1e-3)
+    # 100 scaled distances push a sample's own copy out of both softmaxes: it must not repel itself.
+    distance = distance + 100.0 * torch.eye(G, G + M + P, dtype=x.dtype, device=x.device)
+
+    force, rms = 0.0, []
+    for temperature in temperatures:
+        logits = -distance / temperature
+        # Affinity: how much i looks at j times how much j looks at i, geometric mean of the two softmaxes. The floor 1e-6
+        # leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
+        affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
+        repel, attract = affinity[..., : G + M], affinity[..., G + M :]
+        # F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),  S the sums of A over each side
+        #     = S+_i S-_i (V+ - V-): Eq. 3 with kernel A, times a gate. The coefficients of each i sum to zero.
+        coefficient = torch.cat([-repel * attract.sum(-1, keepdim=True),
+                                 attract * repel.sum(-1, keepdim=True)], dim=-1)                    # [B, G, T]
+        f = (coefficient[..., None] * offset).sum(2) / unit                                         # [B, G, D]
+        mean_square = f.square().mean()           # again one number for the batch: states far from their goal move more
+        force = force + f / mean_square.clamp_min(1e-8).sqrt()
+        rms.append(mean_square.sqrt())
+    return scale, unit, force, rms

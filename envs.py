@@ -1,0 +1,277 @@
+"""The tasks of the paper behind one gymnasium interface, and roll-outs in parallel processes  (App. A.1).
+
+    env = make("square")                     any name of config.TASKS
+    obs, info = env.reset(seed=7)            the same seed gives the same episode, in any process
+    obs, reward, terminated, truncated, info = env.step(action)     obs float32 [O], action [A] in [-1, 1]
+
+What all tasks share:
+    terminated   the task is done: nothing follows, the critic's mask is 0. Only success terminates here.
+    truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
+    success      info["success"], true at the step that reaches the goal.
+    reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
+                 Rewards speak of the state *after* the step.
+"""
+import contextlib
+import functools
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+
+# Training renders nothing. mujoco reads this when it is first imported; evaluate.py --film chooses a renderer before.
+os.environ.setdefault("MUJOCO_GL", "disable")
+
+import gymnasium  # noqa: E402
+import numpy as np  # noqa: E402
+
+from config import ROBOMIMIC, TASKS, UserError, nearest  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the rest of the code may know of a task without building its simulator."""
+    name: str
+    suite: str            # "robomimic" or "ogbench"
+    source: str           # robosuite's class, or OGBench's environment name
+    horizon: int          # steps until truncation (Sec. 5 of the paper's appendix)
+    obs_dim: int
+    action_dim: int
+    task_id: int = 0      # OGBench: which of the environment's fixed goals
+
+
+def _tasks() -> dict[str, Task]:
+    table = {"lift": Task("lift", "robomimic", "Lift", 300, 19, 7),
+             "can": Task("can", "robomimic", "PickPlaceCan", 300, 23, 7),
+             "square": Task("square", "robomimic", "NutAssemblySquare", 400, 23, 7)}
+    sizes = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46), "cube-quadruple": (1000, 55),
+             "scene": (750, 40), "puzzle-3x3": (500, 55), "puzzle-4x4": (500, 83)}                  # horizon, obs_dim
+    for name in TASKS:
+        if name not in ROBOMIMIC:
+            source, task_id = name.rsplit("-task", 1)
+            table[name] = Task(name, "ogbench", source, *sizes[source], 5, int(task_id))
+    return table
+
+
+TABLE = _tasks()
+
+
+def task(name: str) -> Task:
+    if name not in TABLE:
+        raise UserError(f"unknown task {name!r}{nearest(name, TABLE)} Known: {', '.join(TABLE)}")
+    return TABLE[name]
+
+
+# --------------------------------------------------------------------------------------------------- Robomimic
+OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")   # the paper's order, 3 + 4 + 2 + object
+
+
+def robosuite_args(name: str) -> dict:
+    """What the official v1.5 files record as env_args, so that generated and official data come from one environment."""
+    osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
+               output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
+               damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
+               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world", gripper=dict(type="GRIP"))
+    return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
+                lite_physics=True,              # replayed demonstrations agree bit for bit with it off; on is faster
+                reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
+                has_renderer=False, has_offscreen_renderer=False,
+                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random there.
+                hard_reset=task(name).source == "Lift")
+
+
+def _errors_only(record) -> bool:
+    return record.levelno >= logging.ERROR       # its warnings are about optional robots and macros, at every start
+
+
+def import_robosuite():
+    """The module, imported late (OGBench users need not wait for it) and quietly."""
+    logging.getLogger("robosuite_logs").addFilter(_errors_only)      # a filter: robosuite itself resets the level
+    import robosuite
+    return robosuite
+
+
+def make_robosuite(name: str, **overrides):
+    """The raw robosuite environment of a Robomimic task (tools/operators.py demonstrates in it)."""
+    return import_robosuite().make(task(name).source, **robosuite_args(name) | overrides)
+
+
+def robosuite_obs(raw: dict) -> dict[str, np.ndarray]:
+    """robosuite's observation -> robomimic's names: "object-state" is called "object" in the files."""
+    return {key: raw["object-state" if key == "object" else key] for key in OBS_KEYS}
+
+
+class RobomimicEnv(gymnasium.Env):
+    """lift, can and square. robomimic's own wrapper imports mujoco_py and cannot be used; this is what it does."""
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, name: str, **overrides):
+        self.task, self.sim = task(name), make_robosuite(name, **overrides)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.obs_dim,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (self.task.action_dim,), np.float32)
+
+    def _flat(self, raw) -> np.ndarray:
+        return np.concatenate([*robosuite_obs(raw).values()]).astype(np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if seed is not None:
+            np.random.seed(seed)         # robosuite places objects with numpy's global generator: one env per process
+        self.steps = 0
+        self.sim.reset()
+        # Right after reset can's and square's object observation is stale (zeros). Refresh it here, once; between steps a
+        # forced update would disturb the sensors' clocks.
+        return self._flat(self.sim._get_observations(force_update=True)), {"success": False}
+
+    def step(self, action):
+        raw, reward, _, _ = self.sim.step(np.clip(action, -1, 1))
+        self.steps += 1
+        success = bool(self.sim._check_success())
+        return (self._flat(raw), float(reward) - 1.0, success, not success and self.steps >= self.task.horizon,
+                {"success": success})
+
+    def render(self):
+        return self.sim.sim.render(width=256, height=256, camera_name="agentview")[::-1]
+
+    def close(self):
+        self.sim.close()
+
+
+# --------------------------------------------------------------------------------------------------- OGBench
+class OGBenchEnv(gymnasium.Wrapper):
+    """cube-*, scene, puzzle-*: ogbench's single-task environments."""
+
+    def __init__(self, name: str, **overrides):
+        import ogbench  # noqa: F401  registers the environments
+        warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")  # its float64 bounds
+        self.task = task(name)
+        # 'post': reward and success speak of the state after the step, as in ogbench 1.1.2, which the paper used. From
+        # 1.2.0 on the single-task default is 'pre', the state before: every reward would come one step late.
+        super().__init__(gymnasium.make(f"{self.task.source}-singletask-task{self.task.task_id}-v0",
+                                        success_timing="post", max_episode_steps=self.task.horizon,
+                                        disable_env_checker=True, **overrides))
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.obs_dim,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (self.task.action_dim,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            np.random.seed(seed)
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return obs.astype(np.float32), {"success": False}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(np.clip(action, -1, 1))
+        return (obs.astype(np.float32), float(reward), bool(terminated), bool(truncated and not terminated),
+                {"success": bool(info["success"])})
+
+
+def make(name: str, **overrides) -> gymnasium.Env:
+    """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
+    return (RobomimicEnv if task(name).suite == "robomimic" else OGBenchEnv)(name, **overrides)
+
+
+# --------------------------------------------------------------------------------------------------- roll-outs
+# Seeds of episodes; below 2^32, which numpy asks for. Training, evaluation and generated data never share an episode.
+EVAL_SEED = 4_000_000_000
+DATA_SEED = 3_000_000_000
+
+
+def training_seed(run_seed: int, episode: int) -> int:
+    return (run_seed * 1_000_003 + episode) % DATA_SEED
+
+
+class ChunkEnv(gymnasium.Wrapper):
+    """One step = one whole chunk [H, A], executed open loop (Alg. 1, line 1) until it or the episode ends.
+
+    Rewards are summed, info counts the steps. After the end step() does nothing, so that in a vector of environments an
+    episode that is over can wait for the others.
+    """
+
+    def __init__(self, env: gymnasium.Env, chunk: int):
+        super().__init__(env)
+        low, high = env.action_space.low, env.action_space.high
+        self.action_space = gymnasium.spaces.Box(np.tile(low, (chunk, 1)), np.tile(high, (chunk, 1)), dtype=np.float32)
+
+    def reset(self, **kwargs):
+        self.last = None
+        return self.env.reset(**kwargs)
+
+    def step(self, actions):
+        if self.last is not None:
+            obs, terminated, truncated, info = self.last
+            return obs, 0.0, terminated, truncated, info | {"steps": 0}
+        total = 0.0
+        for steps, action in enumerate(actions, 1):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += reward
+            if terminated or truncated:
+                self.last = obs, terminated, truncated, info
+                break
+        return obs, total, terminated, truncated, info | {"steps": steps}
+
+
+def make_chunked(name: str, chunk: int) -> gymnasium.Env:
+    return ChunkEnv(make(name), chunk)
+
+
+@contextlib.contextmanager
+def single_threaded_children():
+    """Processes started within inherit OMP_NUM_THREADS=1: one simulator needs one core, not all of them."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+class Evaluator:
+    """Rolls a policy out in `workers` processes. evaluator(act, episodes) -> {"success", "return", "length", ...}.
+
+    Episode i always starts from seed EVAL_SEED + i and draws its own noise, so results depend neither on the number of
+    workers nor on what was evaluated before, and training's random numbers are never touched. Processes start at the
+    first call (spawned: safe on macOS, and with torch's threads) and stay.
+    """
+
+    def __init__(self, name: str, chunk: int, workers: int):
+        self.name, self.chunk, self.workers, self.vector = name, chunk, max(1, workers), None
+
+    def start(self) -> None:
+        with single_threaded_children():
+            self.vector = gymnasium.vector.AsyncVectorEnv(
+                [functools.partial(make_chunked, self.name, self.chunk)] * self.workers, context="spawn",
+                autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+
+    def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:
+        """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act."""
+        import torch
+        if self.vector is None:
+            self.start()
+        n = self.workers
+        success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
+        lane = np.arange(n)                       # which episode each worker plays; >= episodes: none is left for it
+        started = n
+        generators = [torch.Generator().manual_seed(EVAL_SEED + int(i)) for i in lane]
+        obs, _ = self.vector.reset(seed=[EVAL_SEED + int(i) for i in lane])
+        while (lane < episodes).any():
+            actions = act(obs, generators, best_of).cpu().numpy()
+            obs, reward, terminated, truncated, info = self.vector.step(actions)
+            live = lane < episodes
+            returns[lane[live]] += reward[live]
+            lengths[lane[live]] += info["steps"][live]
+            done = live & (terminated | truncated)
+            success[lane[done]] = info["success"][done]
+            if done.any():
+                lane[done] = np.arange(started, started + done.sum())
+                started += int(done.sum())
+                again = done & (lane < episodes)
+                for i in np.flatnonzero(again):
+                    generators[i] = torch.Generator().manual_seed(EVAL_SEED + int(lane[i]))
+                if again.any():                   # the others keep their observation
+                    obs, _ = self.vector.reset(seed=[EVAL_SEED + int(i) for i in lane], options={"reset_mask": again})
+        return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
+                "return": float(returns.mean()), "successes": success}
+
+    def close(self) -> None:
+        if self.vector is not None:
+            self.vector.close(terminate=True)
+            self.vector = None

@@ -1,0 +1,60 @@
+"""The policy: one forward pass from noise to action, a = f_theta(eps, s) with eps ~ N(0, I)  (Eq. 9).
+
+The action distribution is whatever the network makes of the noise: pi_theta(.|s) = [f_theta(., s)]# N(0, I), the
+pushforward. No time input, no steps, no likelihood. The noise has the dimension of what is generated, here of a whole
+chunk of H actions, so two noises can mean two different ways to do the task.
+
+Table 5: MLP 4 x 512, GELU, no LayerNorm. From the released code: input [s || eps], nothing squashes the output
+(samples are clipped to [-1, 1] where they are used), tanh-form GELU, Xavier-uniform weights, zero biases.
+
+Axes: ... any leading axes, O observation, H chunk, A action, D = H*A the flat chunk (time-major: index h*A + a).
+"""
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class MLP(nn.Module):
+    """Linear -> GELU (-> LayerNorm) for each hidden layer, then one Linear. [..., in_dim] -> [..., out_dim]."""
+
+    def __init__(self, in_dim: int, hidden: tuple[int, ...], out_dim: int, layer_norm: bool = False):
+        super().__init__()
+        sizes = (in_dim, *hidden, out_dim)
+        self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:]))
+        # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
+        self.norms = nn.ModuleList(nn.LayerNorm(h, eps=1e-6) for h in hidden) if layer_norm else None
+        for linear in self.linears:
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, linear in enumerate(self.linears[:-1]):
+            x = F.gelu(linear(x), approximate="tanh")
+            if self.norms is not None:
+                x = self.norms[i](x)
+        # The last layer always runs in float32: under autocast (candidate passes, see dfp.py) the hidden layers are
+        # bf16, whose 8 bits of mantissa cannot tell Q = -100.0 from -100.4.
+        with torch.autocast(x.device.type, enabled=False):
+            return self.linears[-1](x.float())
+
+
+class Actor(nn.Module):
+    """f_theta(eps, s): (obs [..., O], noise [..., D]) -> action chunk [..., D], not clipped."""
+
+    def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...] = (512,) * 4):
+        super().__init__()
+        self.chunk_dim = chunk_dim
+        self.mlp = MLP(obs_dim + chunk_dim, hidden, chunk_dim)
+
+    def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
+        return self.mlp(torch.cat([obs, noise], dim=-1))
+
+
+def sample(actor: Actor, obs: Tensor, noise: Tensor) -> Tensor:
+    """n actions for each state: obs [B, O], noise [B, n, D] -> [B, n, D] in [-1, 1].
+
+    Clipping, and not tanh, as in the released code. It has a price to know of: a coordinate outside the bounds gets no
+    gradient, from any loss, until the others pull it back in.
+    """
+    obs = obs[:, None].expand(-1, noise.shape[1], -1)                                               # [B, n, O]
+    return actor(obs, noise).clamp(-1, 1)

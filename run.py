@@ -1,0 +1,229 @@
+"""A run is a folder: what was asked for, what happened, and what is needed to go on.
+
+    runs/<task>/<method>/<data>/<preset>[,knob=value...]/seed<k>/
+        config.json      every knob, versions, git commit, data source and checksum, machine
+        train.csv        losses and diagnostics: step, stage, then by name
+        eval.csv         step, stage, success, episodes, length, return, seconds
+        offline.pt       the end of stage 1, which siblings may start from
+        checkpoint.pt    the newest state of an unfinished or finished run
+        curve.png        eval.csv, drawn
+
+    policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python
+"""
+import csv
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import config as config_module
+from config import Config, UserError
+
+FORMAT = 1           # of checkpoints; raised when an older one can no longer be read
+EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
+
+
+def algorithm(config: Config, obs_dim: int, action_dim: int, device):
+    """The algorithm object of config.method. Everything that follows never asks which one it holds."""
+    from dfp import DFP
+    return {"dfp": DFP, "dfp-no-topk": DFP}[config.method](obs_dim, action_dim, config, device)
+
+
+def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
+    """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
+    named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
+    usual = config_module.build({k: getattr(config, k) for k in ("task", "method", "preset")})
+    extra = [f"{k}={_plain(getattr(config, k))}" for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
+    return Path(config.out) / config.task / config.method / data_kind / ",".join([config.preset, *extra]) / f"seed{config.seed}"
+
+
+def _plain(value) -> str:
+    return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# ------------------------------------------------------------------------------------------------- saving and loading
+def save(path: Path, state: dict) -> None:
+    """Atomic: the old file stays until the new one is whole on disk."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save({"format": FORMAT} | state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(path: Path, device="cpu") -> dict:
+    """A saved state. Only tensors and plain data are loaded: a stranger's file cannot run code. UserError if broken."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start over") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else "none"
+        raise UserError(f"{path} has checkpoint format {found}, this version reads format {FORMAT}")
+    return state
+
+
+def read_config(folder: Path) -> tuple[Config, dict]:
+    """config.json -> (Config, the whole record)."""
+    try:
+        record = json.loads((Path(folder) / "config.json").read_text())
+        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
+        return Config(**knobs), record
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder} is not a run's folder: its config.json cannot be read ({type(error).__name__})") from None
+
+
+def load(folder: str | Path, device: str = "cpu"):
+    """A saved policy, ready to act: load(RUN).act(obs [n, O]) -> chunks [n, H, A]. UserError when there is none."""
+    import envs
+    folder = Path(folder)
+    config, _ = read_config(folder)
+    path = next((folder / n for n in ("checkpoint.pt", "offline.pt") if (folder / n).exists()), None)
+    if path is None:
+        raise UserError(f"{folder} holds no checkpoint yet")
+    task = envs.task(config.task)
+    policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
+    state = read(path, device)
+    try:
+        policy.load_state_dict(state["algorithm"])
+    except (RuntimeError, KeyError, ValueError):
+        raise UserError(f"{path} does not fit the networks that {folder}/config.json describes") from None
+    policy.step = state["step"]
+    return policy
+
+
+# ------------------------------------------------------------------------------------------------- the folder
+class Run:
+    """One run's folder while it is being written. A second process in the same folder is refused."""
+
+    def __init__(self, folder: Path, config: Config, source: dict):
+        self.folder, self.config, self.source = folder, config, source
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(folder / "lock", "w")
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is running in {folder}") from None
+        self.checkpoint, self.offline = folder / "checkpoint.pt", folder / "offline.pt"
+        self.started = time.time()
+        self.tracker = _tracker(config.log, folder)
+
+    def write_config(self) -> None:
+        packages = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
+        record = dict(config=dataclasses.asdict(self.config), data=self.source, command=sys.argv,
+                      versions={p: metadata.version(p) for p in packages} | {"python": platform.python_version()},
+                      git=_git_commit(), machine=dict(system=platform.platform(), cores=os.cpu_count(),
+                                                      gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None))
+        temporary = self.folder / "config.json.tmp"
+        temporary.write_text(json.dumps(record, indent=1))
+        os.replace(temporary, self.folder / "config.json")
+
+    # ---- CSV files
+    def rows(self, name: str) -> list[dict]:
+        path = self.folder / name
+        if not path.exists():
+            return []
+        with open(path, newline="") as file:
+            return list(csv.DictReader(file))
+
+    def append(self, name: str, row: dict) -> None:
+        """One row; columns that appear later (stage 2 has more losses) are added to the header."""
+        path = self.folder / name
+        header = next(csv.reader(open(path, newline="")), []) if path.exists() else []
+        if not set(row) <= set(header):
+            self.write_rows(name, self.rows(name), [*header, *(k for k in row if k not in header)])
+            header = next(csv.reader(open(path, newline="")))
+        with open(path, "a", newline="") as file:
+            csv.DictWriter(file, header).writerow(row)
+        if self.tracker:
+            self.tracker({f"{name[:-4]}/{k}": v for k, v in row.items() if isinstance(v, float)}, int(row["step"]))
+
+    def write_rows(self, name: str, rows: list[dict], header=None) -> None:
+        temporary = self.folder / (name + ".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, header or list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self.folder / name)
+
+    def cut_rows_after(self, step: int) -> None:
+        """A resumed run repeats what followed its checkpoint: forget those rows."""
+        for name in ("train.csv", "eval.csv"):
+            rows = self.rows(name)
+            if rows:
+                self.write_rows(name, [r for r in rows if int(r["step"]) <= step], list(rows[0]))
+
+    def draw(self) -> None:
+        draw_curve(self.folder, self.folder / "curve.png")
+
+    # ---- stage 1 of a sibling
+    def find_offline(self) -> Path | None:
+        """offline.pt of this run, or of a sibling (another method, preset or stage-2 knob) whose stage 1 is the same."""
+        siblings = sorted(Path(self.config.out).glob(f"{self.config.task}/*/*/*/seed{self.config.seed}/offline.pt"))
+        for path in [self.offline, *siblings]:
+            if path.exists():
+                state = read(path)
+                if state.get("identity") == self.identity():
+                    return path
+        return None
+
+    def identity(self) -> dict:
+        """What stage 1 depends on. A longer or shorter stage 1 is another one."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.stage1_knobs().items()} | {
+            "offline_steps": self.config.offline_steps, "data": self.source["sha256"]}
+
+
+def draw_curve(folder: Path, path: Path) -> None:
+    """eval.csv as a picture: stage 1 on grey, stage 2 on white."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    config, record = read_config(folder)
+    with open(Path(folder) / "eval.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps, success = [int(r["step"]) for r in rows], [100 * float(r["success"]) for r in rows]
+    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    axes.axvspan(0, config.offline_steps, color="0.92", lw=0)
+    axes.plot(steps, success, "o-", ms=3, color="#1f77b4")
+    axes.set(xlabel="step (grey: offline, white: online)", ylabel="success %", ylim=(-3, 103),
+             title=f"{config.task} · {config.method} · {config.preset} · seed {config.seed} · {record['data']['kind']} data")
+    axes.title.set_fontsize(9)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _git_commit() -> str:
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
+                              cwd=Path(__file__).parent).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _tracker(kind: str, folder: Path):
+    """A function (values by name, step) for --log, or None. The packages are imported only when asked for."""
+    try:
+        if kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+            writer = SummaryWriter(str(folder))
+            return lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()]
+        if kind == "wandb":
+            import wandb
+            wandb.init(project="drifting-field-policy", name=str(folder), dir=str(folder))
+            return lambda values, step: wandb.log(values, step=step)
+    except ImportError:
+        raise UserError(f"--log {kind} needs the package {kind}: pip install {kind}") from None
+    return None

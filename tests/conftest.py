@@ -1,0 +1,29 @@
+"""Options and paths shared by all tests."""
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("MUJOCO_GL", "disable")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(min(2, os.cpu_count()))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden", default=str(ROOT / "tests" / "golden"), help="folder of golden .npz files")
+    parser.addoption("--slow", action="store_true", help="run the long tests too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --slow"))

@@ -1,0 +1,319 @@
+"""Our numbers against the paper's own code (tests/golden: inputs and outputs recorded in float32).
+
+    pytest tests/test_golden.py --golden DIR        any folder of the same layout: other shapes, weights, aggregation
+
+Errors are relative to the largest reference magnitude of an array, as the recording's own tolerances are.
+"""
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from critic import Critic, td_loss, td_target
+from data import ReplayBuffer
+from dfp import DFP
+from drift import drift_loss
+from policy import MLP, Actor
+from topk import top_k_actions
+
+SKIPPED = ("plus_only", "use_neg_only")            # options of the recorded code that DFP does not use
+
+
+@pytest.fixture(scope="module")
+def golden(request):
+    folder = Path(request.config.getoption("--golden"))
+
+    def open_file(name):
+        with np.load(folder / f"{name}.npz") as z:
+            return {key: torch.from_numpy(z[key]) if z[key].ndim else z[key].item() for key in z.files}
+    return open_file
+
+
+def close(got, ref, tolerance, what=""):
+    got, ref = torch.as_tensor(got, dtype=torch.float64).detach(), torch.as_tensor(ref, dtype=torch.float64)
+    assert got.shape == ref.shape, f"{what}: shape {tuple(got.shape)} != {tuple(ref.shape)}"
+    largest = ref.abs().max().item() if ref.numel() else 0.0
+    error = (got - ref).abs().max().item() if ref.numel() else 0.0
+    assert error <= (tolerance * largest if largest else 1e-7), f"{what}: error {error:.3g} of {largest:.3g}, allowed {tolerance}"
+
+
+def named(z, prefix):
+    """{"dense0/kernel": ..., ...} below a prefix."""
+    return {key[len(prefix) + 1:]: value for key, value in z.items() if key.startswith(prefix + "/")}
+
+
+def pairs(mlp: MLP, arrays, member=None):
+    """(our parameter, recorded array in our layout) for each array of one MLP."""
+    pick = (lambda a: a) if member is None else (lambda a: a[member])
+    for name, array in arrays.items():
+        layer, part = name.split("/")
+        index = int(layer.lstrip("densorm"))
+        if layer.startswith("dense"):
+            linear = mlp.linears[index]
+            yield (linear.weight, pick(array).T) if part == "kernel" else (linear.bias, pick(array))
+        else:
+            norm = mlp.norms[index]
+            yield (norm.weight if part == "scale" else norm.bias), pick(array)
+
+
+def all_pairs(net, arrays):
+    if isinstance(net, Critic):
+        return [pair for e, member in enumerate(net.members) for pair in pairs(member, arrays, e)]
+    return list(pairs(net.mlp, arrays))
+
+
+def fill(net, arrays):
+    with torch.no_grad():
+        for parameter, value in all_pairs(net, arrays):
+            assert parameter.shape == value.shape
+            parameter.copy_(value)
+    return net
+
+
+def sizes(arrays, ensemble):
+    """(inputs, hidden sizes, outputs, members) from the recorded kernels."""
+    kernels = [arrays[f"dense{i}/kernel"] for i in range(sum(k.endswith("kernel") for k in arrays))]
+    dims = [k.shape[-2] for k in kernels] + [kernels[-1].shape[-1]]
+    return dims[0], tuple(dims[1:-1]), dims[-1], kernels[0].shape[0] if ensemble else 1
+
+
+def make_critic(arrays, chunk_dim, aggregate="mean"):
+    inputs, hidden, _, members = sizes(arrays, True)
+    return fill(Critic(inputs - chunk_dim, chunk_dim, hidden, members, aggregate), arrays)
+
+
+def make_actor(arrays):
+    inputs, hidden, outputs, _ = sizes(arrays, False)
+    return fill(Actor(inputs - outputs, outputs, hidden), arrays)
+
+
+def make_dfp(z, prefix="", horizon=5):
+    """A DFP with the recorded networks and settings."""
+    actor, critic = named(z, prefix + "actor"), named(z, prefix + "critic")
+    inputs, hidden, D, _ = sizes(actor, False)
+    cfg = lambda name, default: z.get(f"cfg/{name}", default)                                  # noqa: E731
+    config = SimpleNamespace(
+        seed=0, chunk=cfg("horizon", horizon), hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
+        q_aggregate="min" if cfg("q_agg_min", 0) else "mean", lr=cfg("lr", 3e-4), discount=cfg("discount", 0.99),
+        target_rate=cfg("tau", 5e-3), ema_rate=cfg("ema_tau", 1e-4), num_generated=cfg("gen_per_label", 8),
+        temperatures=tuple(cfg("temps", torch.tensor([0.1])).tolist()), best_of=16, bc_weight=cfg("alpha_target", 1.0),
+        topk_weight=cfg("alpha_pos", 0.5), num_candidates=cfg("n_candidates", 16), top_k=cfg("top_k", 4),
+        mask_bc=False, topk_offline=False, compile=False, precision="fp32")
+    algo = DFP(inputs - D, D // config.chunk, config)
+    fill(algo.actor, actor)
+    fill(algo.critic, critic)
+    for net, name in ((algo.critic_target, "target_critic"), (algo.actor_old, "actor_ema")):
+        if f"{prefix}{name}/dense0/kernel" in z:
+            fill(net, named(z, prefix + name))
+    return algo
+
+
+def chunk_batch(z, prefix=""):
+    batch = named(z, prefix + "batch")
+    return {"observations": batch["observations"], "actions": batch["actions"], "valid": batch["valid"]} | (
+        {"rewards": batch["rewards"][:, -1], "masks": batch["masks"][:, -1],
+         "next_observations": batch["next_observations"][:, -1]} if "rewards" in batch else {})
+
+
+def gradients_match(net, arrays, tolerance):
+    for parameter, value in all_pairs(net, arrays):
+        close(parameter.grad, value, tolerance, "gradient")
+
+
+# ------------------------------------------------------------------------------------------------------------ field
+def test_drift_field(golden):
+    z = golden("drift_field")
+    tried = 0
+    for case in sorted({key.split("/")[0] for key in z}):
+        c = named(z, case)
+        if any(c.get(option) for option in SKIPPED):
+            continue
+        tried += 1
+        tolerance, for_gradient = (2e-4, 3e-4) if case.startswith("float_") else (2e-5, 1e-4)
+        x = c["gen"].clone().requires_grad_()
+        temperatures = tuple(round(r, 6) for r in c["R_list"].tolist())
+        loss, info = drift_loss(x, c["fixed_pos"], c.get("fixed_neg"), temperatures=temperatures,
+                                positive_weight=c.get("weight_pos"), generated_weight=c.get("weight_gen"),
+                                negative_weight=c.get("weight_neg"))
+        loss.mean().backward()
+        close(loss, c["loss"], tolerance, f"{case} loss")
+        close(loss.mean(), c["loss_mean"], tolerance, f"{case} mean")
+        close(info["scale"], c["scale"], tolerance, f"{case} scale")
+        rms = torch.stack([info[f"force_rms_{r:g}"] for r in temperatures])
+        close(rms.square(), c["temp_loss"], tolerance, f"{case} temp_loss")
+        close(x.grad, c["grad_gen"], for_gradient, f"{case} gradient")
+    assert tried >= 10
+
+
+# --------------------------------------------------------------------------------------------------------- networks
+def test_networks(golden):
+    z = golden("networks")
+    D = z["act"].shape[1]
+    critic, actor = make_critic(named(z, "critic"), D), make_actor(named(z, "actor"))
+    close(critic(z["obs"], z["act"]), z["critic_out"], 1e-5)
+    close(critic(z["obs_nd"], z["act_nd"]), z["critic_out_nd"], 1e-5)
+    close(actor(z["obs"], z["noise"]), z["actor_out"], 1e-5)
+    close(make_critic(named(z, "critic_big"), D)(z["obs"], z["act"]), z["critic_big_out"], 1e-5)
+    for name in ("time1", "time2"):                # the MLP with time columns, as the rivals use it
+        arrays = named(z, f"actor_{name}")
+        inputs, hidden, outputs, _ = sizes(arrays, False)
+        mlp = MLP(inputs, hidden, outputs)
+        fill(SimpleNamespace(mlp=mlp), arrays)
+        close(mlp(torch.cat([z["obs"], z["noise"], z[name]], -1)), z[f"actor_{name}_out"], 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["critic", "actor"])
+def test_initial_values(golden, kind):
+    """Xavier-uniform for each member, zero biases: bounds and spread per layer as recorded."""
+    z = golden("networks")
+    fan_in, fan_out = z[f"init/{kind}_fan_in"].tolist(), z[f"init/{kind}_fan_out"].tolist()
+    mlps = [MLP(fan_in[0], tuple(fan_in[1:]), fan_out[-1], layer_norm=kind == "critic") for _ in range(20)]
+    for i, (a, b) in enumerate(zip(fan_in, fan_out)):
+        weights = torch.stack([m.linears[i].weight for m in mlps])
+        bound = (6 / (a + b)) ** 0.5
+        assert weights.shape[1:] == (b, a)
+        assert 0.9 * bound < weights.abs().max() <= bound
+        assert z[f"init/{kind}_kernel_absmax"][i] <= bound * (1 + 1e-6)
+        assert abs(weights.std() - bound / 3**0.5) < 0.1 * bound
+        assert all(m.linears[i].bias.abs().max() == 0 for m in mlps)
+    assert z[f"init/{kind}_bias_absmax"].abs().max() == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ critic
+def test_td_loss(golden):
+    z = golden("critic_td")
+    batch = chunk_batch(z)
+    algo = make_dfp(z)
+    obs = batch["next_observations"]
+    candidates = algo.actor(obs[:, None].expand(-1, z["noise_next"].shape[1], -1), z["noise_next"]).clamp(-1, 1)
+    close(candidates, z["cand_actions"], 1e-5)
+    close(algo.critic.value(obs, candidates), z["cand_q"], 1e-5)
+    close(algo.choose(obs, z["noise_next"]), z["next_actions"], 1e-5)
+    next_q = algo.critic_target.value(obs, z["next_actions"])
+    close(next_q, z["next_q"], 1e-5)
+    target = td_target(batch["rewards"], batch["masks"], next_q, z["cfg/discount"], z["cfg/horizon"])
+    close(target, z["target_q"], 1e-5)
+    close(td_loss(algo.critic(batch["observations"], batch["actions"].flatten(1)), target, batch["valid"][:, -1]), z["critic_loss"], 2e-5)
+    loss, _ = algo.critic_loss(batch, z["noise_next"])
+    loss.backward()
+    close(loss, z["critic_loss"], 2e-5)
+    gradients_match(algo.critic, named(z, "grad/critic"), 1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------- actor
+def test_actor_offline(golden):
+    z = golden("actor_offline")
+    z |= {f"critic/{k}": v for k, v in named(golden("critic_td"), "critic").items()}          # unused, but it must exist
+    algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
+    algo.config.bc_weight = z["cfg/alpha"]
+    noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
+    loss, info = algo.actor_loss(chunk_batch(z), noise, None)
+    loss.backward()
+    close(loss, z["actor_loss"], 2e-4)
+    close(info["bc_scale"], z["drift_scale"], 2e-4)
+    close(torch.stack([info[f"bc_force_rms_{r:g}"] for r in algo.config.temperatures]).square(), z["drift_temp_loss"], 2e-4)
+    gradients_match(algo.actor, named(z, "grad/actor"), 3e-4)
+
+
+def test_actor_online(golden):
+    z = golden("actor_online")
+    algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
+    algo.improving = True
+    batch, obs = chunk_batch(z), z["batch/observations"]
+    candidate_noise = z["noise_select"].unflatten(0, (-1, z["cfg/n_candidates"]))
+    noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
+
+    scores = algo.critic.value(obs, z["cand_actions"])
+    close(scores, z["cand_q"], 1e-5)
+    kept = scores.topk(z["cfg/top_k"], dim=1).indices
+    assert [set(row) for row in kept.tolist()] == [set(row) for row in z["top_idx"].tolist()]
+    # Ascending in the recording, best first here: the drift does not care about the order.
+    close(top_k_actions(z["cand_actions"], scores, z["cfg/top_k"]).flip(1), z["pos"], 1e-6)
+
+    loss, info = algo.actor_loss(batch, noise, candidate_noise)
+    loss.backward()
+    close(loss, z["actor_loss"], 2e-4)
+    close(algo.config.topk_weight * info["topk_loss"], z["weighted_loss_pos"], 2e-4)
+    close(algo.config.bc_weight * info["bc_loss"], z["weighted_loss_target"], 2e-4)
+    close(info["topk_scale"], z["drift_pos_scale"], 2e-4)
+    close(info["bc_scale"], z["drift_target_scale"], 2e-4)
+    gradients_match(algo.actor, named(z, "grad/actor"), 3e-4)
+    for positives, name in ((z["pos"], "pos"), (z["target"], "target")):
+        x = z["gen"].clone().requires_grad_()
+        per_state, _ = drift_loss(x, positives, temperatures=algo.config.temperatures)
+        per_state.mean().backward()
+        close(per_state, z[f"drift_{name}_per_sample"], 2e-4)
+        close(x.grad, z[f"grad_gen_{name}"], 3e-4)
+
+
+# ----------------------------------------------------------------------------------------------------- whole updates
+def update(algo, z, prefix=""):
+    batch = chunk_batch(z, prefix)
+    noise = {"next": z[f"{prefix}noise_next"],
+             "candidates": z[f"{prefix}noise_select"].unflatten(0, (-1, z["cfg/n_candidates"])),
+             "generated": z[f"{prefix}noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))}
+    info = algo.update(batch, noise)
+    close(info["critic_loss"], z[f"{prefix}critic_loss"], 2e-4)
+    close(info["actor_loss"], z[f"{prefix}actor_loss"], 2e-4)
+    for side, ours in (("pos", "topk"), ("target", "bc")):
+        rms = torch.stack([info[f"{ours}_force_rms_{r:g}"] for r in algo.config.temperatures])
+        close(rms.square(), z[f"{prefix}drift_{side}_temp_loss"], 2e-4)
+
+
+def averages_match(algo, z, tolerance):
+    for net, name in ((algo.critic_target, "target_critic"), (algo.actor_old, "actor_ema")):
+        for parameter, value in all_pairs(net, named(z, f"after/{name}")):
+            assert (parameter - value).abs().max() <= tolerance, name
+
+
+@pytest.mark.parametrize("file", ["full_step", "full_step_amplified"])
+def test_full_step(golden, file):
+    z = golden(file)
+    algo = make_dfp(z, "before/")
+    algo.improving = True
+    update(algo, z)
+    averages_match(algo, z, 5e-7)
+    for net, name in ((algo.critic, "critic"), (algo.actor, "actor")):
+        gradients_match(net, named(z, f"grad/{name}"), 3e-4)
+        rows = zip(*(all_pairs(net, named(z, f"{when}/{name}")) for when in ("before", "after", "grad")))
+        for (parameter, before), (_, after), (_, gradient) in rows:
+            clear = gradient.abs() > 1e-5          # Adam's first step is lr * sign: undefined where the gradient is rounding
+            error = ((parameter - before) - (after - before))[clear].abs()
+            assert error.numel() == 0 or error.max() <= 0.005 * z["cfg/lr"], name
+
+
+def test_three_steps(golden):
+    z = golden("three_steps")
+    algo = make_dfp(z, "before/")
+    algo.improving = True
+    for step in range(z["cfg/n_steps"]):
+        update(algo, z, f"step{step}/")
+    averages_match(algo, z, 1e-6)
+    for net, name in ((algo.critic, "critic"), (algo.actor, "actor")):
+        for parameter, value in all_pairs(net, named(z, f"after/{name}")):
+            assert (parameter - value).abs().max() <= 1e-5, name
+
+
+# ----------------------------------------------------------------------------------------------------- chunk sampling
+@pytest.mark.parametrize("group", ["h", "h1", "hlong", "replay"])
+def test_chunk_sampling(golden, group):
+    z = golden("sequence_sampling")
+    g = named(z, group)
+    h = named(z, "h") if group == "replay" else g                          # replay: the set's own chunk length
+    dataset = {name: value.numpy() for name, value in named(z, "data").items() if name != "episode_end_idx"}
+    buffer = ReplayBuffer(dataset, g.get("capacity", 0), h["horizon"], h["discount"])
+    buffer.arrays["terminals"][buffer.size - 1] = float(dataset["terminals"][-1])
+    for i in range(len(g.get("extra_rewards", ()))):
+        row = {name: g[f"extra_{name}"][i] for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
+        terminated = row["masks"].item() == 0
+        buffer.add(row["observations"], row["actions"], row["rewards"].item(), terminated,
+                   row["terminals"].item() == 1 and not terminated, row["next_observations"])
+    assert buffer.size - buffer.chunk + 1 == g["idx_upper_exclusive"]
+    batch = buffer.chunks(g["idxs"].long())
+    for name in ("observations", "actions", "valid"):
+        close(batch[name], g[name], 1e-5, name)
+    close(batch["rewards"], g["rewards"][:, -1], 1e-5, "rewards")
+    close(batch["masks"], g["masks"][:, -1], 1e-5, "masks")
+    close(batch["next_observations"], g["next_observations_last"], 1e-5, "next")

@@ -1,0 +1,179 @@
+"""Stand-in data made in the simulators, for machines that cannot download the official sets.
+
+    Robomimic   demonstrations by six uneven scripted operators (tools/operators.py), as robomimic-format HDF5
+    OGBench     play data from ogbench's own plan oracles (tools/play.py), as official npz; optionally mixed with noisy
+                episodes aimed at the task's goal, because small play sets hold hardly any success
+
+One attempt = one episode from one seed, in one of several processes. Every finished attempt is a small file in
+<name>.parts/, so an interruption costs at most one episode per process; the set is assembled from the attempts in the
+order of their seeds, whichever process made them, so the same name holds the same data.
+"""
+import concurrent.futures
+import contextlib
+import functools
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import envs
+from config import UserError
+
+VERSION = 1          # part of every name: raise it when operators or oracles change what a seed gives
+
+
+def name(task: envs.Task, size: int, goal_share: float) -> str:
+    """The file name of a generated set: says what made it."""
+    if task.suite == "robomimic":
+        return f"{task.name}-operators-v{VERSION}-{size}.hdf5"
+    mix = f"-goal{task.task_id}x{goal_share:g}" if goal_share else ""
+    return f"{task.source}-play-v{VERSION}-{size}{mix}.npz"
+
+
+def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, workers: int = 2) -> Path:
+    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its path."""
+    path = Path(folder) / name(task, size, goal_share)
+    if path.exists():
+        return path
+    parts = path.with_name(path.name + ".parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write generated data to {folder}: {error.strerror}; choose another --data-dir") from None
+    if task.suite == "robomimic":
+        # Only successes are kept, as in the official sets.
+        chosen = _attempts(functools.partial(_demonstration, task.name), parts, "demo", size, lambda e: 1, workers,
+                           f"demonstrations of {task.name}")
+        _assemble(path, lambda temporary: write_robomimic(temporary, task, map(_read_part, chosen)))
+    else:
+        aimed = int(size * goal_share)
+        rows = lambda e: len(e["terminals"]) - 1           # noqa: E731  T rows hold T - 1 transitions
+        chosen = _attempts(functools.partial(_play, task.source), parts, "play", size - aimed, rows, workers,
+                           f"play data of {task.source}, transitions") if size > aimed else []
+        if aimed:
+            chosen += _attempts(functools.partial(_aimed, task.source, task.task_id), parts, "goal", aimed, rows, workers,
+                                f"episodes aimed at {task.name}'s goal, transitions")
+        _assemble(path, lambda temporary: write_ogbench(temporary, map(_read_part, chosen)))
+    shutil.rmtree(parts)
+    return path
+
+
+# ------------------------------------------------------------------------------------- one attempt, in a worker process
+@functools.lru_cache(maxsize=1)
+def _robosuite(task_name):
+    return envs.make_robosuite(task_name)
+
+
+def _demonstration(task_name: str, index: int) -> dict | None:
+    from tools.operators import demonstrate
+    episode = demonstrate(_robosuite(task_name), task_name, envs.DATA_SEED + index)
+    if episode is not None:
+        for side in ("obs", "next_obs"):
+            episode |= {f"{side}/{key}": value for key, value in episode.pop(side).items()}
+    return episode
+
+
+def _play(source: str, index: int) -> dict:
+    from tools.play import play_episode
+    return play_episode(source, envs.DATA_SEED + index)
+
+
+def _aimed(source: str, task_id: int, index: int) -> dict:
+    from tools.play import goal_episode
+    return goal_episode(source, task_id, envs.DATA_SEED + 500_000_000 + index)
+
+
+def _attempt(make, path: Path, index: int) -> int:
+    episode = make(index)                                  # None (a failure) is recorded too: it need not be tried again
+    buffer = io.BytesIO()
+    np.savez(buffer, **(episode or {}))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)                            # a part is whole or absent
+    return index
+
+
+def _read_part(path: Path) -> dict:
+    with np.load(path) as part:
+        return {key: part[key] for key in part.files}
+
+
+# ------------------------------------------------------------------------------------------------- all attempts
+def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, label: str) -> list[Path]:
+    """The first attempts, by number, whose counts add up to `wanted`; runs those that are missing."""
+    file = lambda index: parts / f"{kind}-{index:06d}.npz"                # noqa: E731
+    done = {int(part.stem.split("-")[1]) for part in parts.glob(f"{kind}-*.npz")}
+    total, chosen, frontier, submitted, pending = 0, [], 0, 0, set()
+    bar = tqdm(total=wanted, desc=f"generating {label}", unit="", dynamic_ncols=True, file=sys.stderr)
+    context = multiprocessing.get_context("spawn")         # safe on macOS and beside torch's threads
+    threads = contextlib.ExitStack()                       # processes start when work is submitted, so it spans all of it
+    threads.enter_context(envs.single_threaded_children())
+    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        while True:
+            while total < wanted and frontier in done:     # strictly in order: the set must not depend on who was faster
+                episode = _read_part(file(frontier))
+                if episode:
+                    chosen.append(file(frontier))
+                    bar.update(min(count(episode), wanted - total))
+                    total += count(episode)
+                frontier += 1
+            if total >= wanted:
+                return chosen
+            if frontier >= 100 and not chosen:
+                raise UserError(f"100 attempts at {label} and no success: the simulator's version does not fit "
+                                "(requirements.txt has the versions that work)")
+            while len(pending) < 2 * workers:
+                if submitted not in done:
+                    pending.add(pool.submit(_attempt, make, file(submitted), submitted))
+                submitted += 1
+            finished, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+            done |= {future.result() for future in finished}
+    except concurrent.futures.process.BrokenProcessPool:
+        raise UserError("a generating process died (out of memory?); run the same command again, finished episodes are "
+                        "kept, perhaps with --workers 1") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+        threads.close()
+        bar.close()
+
+
+def _assemble(path: Path, write) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)                            # never a half file under the final name
+
+
+def write_robomimic(path: Path, task: envs.Task, episodes) -> None:
+    """robomimic's HDF5 format, v1.5: data/demo_i/{obs/*, next_obs/*, actions, rewards, dones, states}, mask/*."""
+    import h5py
+    env_args = dict(env_name=task.source, env_version=envs.import_robosuite().__version__, type=1, env_kwargs=envs.robosuite_args(task.name))
+    with h5py.File(path, "w", track_order=True) as file:
+        data, names, operators, total = file.create_group("data"), [], {}, 0
+        for i, episode in enumerate(episodes):
+            group = data.create_group(f"demo_{i}")
+            names.append(f"demo_{i}")
+            operator = str(episode.pop("operator"))
+            operators.setdefault(operator, []).append(f"demo_{i}")
+            group.attrs.update(num_samples=len(episode["actions"]), model_file=str(episode.pop("model_file")), operator=operator)
+            total += len(episode["actions"])
+            for key, value in episode.items():
+                group.create_dataset(key, data=value)
+        data.attrs.update(total=total, env_args=json.dumps(env_args))
+        held_out = names[9::10]                            # every tenth, all operators in turn
+        masks = {"valid": held_out, "train": [n for n in names if n not in held_out]} | operators
+        for key, members in masks.items():
+            file[f"mask/{key}"] = np.array(members, dtype="S")
+
+
+def write_ogbench(path: Path, episodes) -> None:
+    """OGBench's npz format: rows of all episodes one after the other, terminals true at each episode's last row."""
+    episodes = list(episodes)
+    with open(path, "wb") as file:
+        np.savez_compressed(file, **{key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]})

@@ -1,0 +1,181 @@
+"""Stage 1: the drift policy and its critic from the data alone  (Sec. 5.1; Alg. 1 without lines 1-2, lambda = 0).
+
+    python train_offline.py --task square                       writes offline.pt, which train_online.py starts from
+
+Also the home of what both stages share: prepare() builds a run's parts, loop() does the steps of a stage.
+"""
+import contextlib
+import dataclasses
+import shlex
+import signal
+import sys
+import time
+import os
+from types import SimpleNamespace
+
+import torch
+from tqdm import tqdm
+
+import config as config_module
+import data
+import envs
+import run as run_module
+from config import UserError
+
+
+def prepare(description: str):
+    """Command line -> everything a stage works with. Nothing is written before all of it has been checked."""
+    config, given = config_module.parse(description)
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch sees no GPU; --device auto takes what there is")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision("high" if config.precision == "auto" else "highest")      # TF32, on CUDA only
+
+    task = envs.task(config.task)
+    dataset, source = data.load(config)
+    folder = run_module.folder_of(config, given, source["kind"])
+    run = run_module.Run(folder, config, source)
+    buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
+    algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
+    return SimpleNamespace(
+        config=config, run=run, buffer=buffer, algo=algo, device=device, task=task, step=0, episode=0, stage="offline",
+        # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
+        batches=torch.Generator(device).manual_seed(config.seed + 1),
+        acting=torch.Generator().manual_seed(config.seed + 2),
+        evaluator=envs.Evaluator(task.name, config.chunk, config.workers or os.cpu_count()))
+
+
+def restore(t) -> None:
+    """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
+    if not t.run.checkpoint.exists():
+        return
+    if not t.config.resume:
+        raise UserError(f"{t.run.folder} already holds a run: add --resume to continue it, or delete the folder")
+    state = run_module.read(t.run.checkpoint, t.device)
+    before = state["config"]
+    for f in dataclasses.fields(t.config):
+        mine, saved = getattr(t.config, f.name), before.get(f.name)
+        if f.metadata["group"] != "run" and (list(mine) if isinstance(mine, tuple) else mine) != saved:
+            raise UserError(f"--resume: the run in {t.run.folder} has --{f.name.replace('_', '-')} {saved}, not {mine}")
+    if state["data"] != t.run.source["sha256"]:
+        raise UserError(f"--resume: the data have changed since {t.run.folder} was started")
+    t.algo.load_state_dict(state["algorithm"])
+    t.buffer.load_state_dict(state["buffer"])
+    t.step, t.episode, t.stage = state["step"], state["episode"], state["stage"]
+    if state["device"] == t.device.type:
+        t.batches.set_state(state["batches"].cpu())
+    t.acting.set_state(state["acting"].cpu())
+    if t.buffer.size > t.buffer.offline_size:
+        t.buffer.end_episode()               # the simulator's state is not kept: the episode that was cut ends here
+    t.run.cut_rows_after(t.step)
+
+
+def save(t) -> None:
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(t.config).items()}
+    run_module.save(t.run.checkpoint, dict(
+        algorithm=t.algo.state_dict(), buffer=t.buffer.state_dict(), step=t.step, episode=t.episode, stage=t.stage,
+        config=plain, data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(),
+        acting=t.acting.get_state()))
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, raised between two steps: never in the middle of an update."""
+
+
+@contextlib.contextmanager
+def interruptible(t):
+    """Turns signals into Interrupted at a safe place."""
+    t.busy, t.interrupt = False, False
+
+    def handler(*_):
+        t.interrupt = True
+        if not t.busy:
+            raise Interrupted
+    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except Interrupted:
+        for s in old:
+            signal.signal(s, signal.SIG_IGN)                     # a second Ctrl-C must not spoil the saving
+        save(t)
+        words = [w for w in sys.argv if w != "--resume"]
+        print(f"\nstopped at step {t.step} and saved; continue with:  python {shlex.join([*words, '--resume'])}", flush=True)
+        raise SystemExit(130) from None
+    finally:
+        for s, h in old.items():
+            signal.signal(s, h)
+        t.evaluator.close()
+
+
+def evaluate(t) -> None:
+    """One row of eval.csv, unless this step has one already. 100 episodes at the end of each stage, 50 between."""
+    c = t.config
+    if any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+        return
+    episodes = c.eval_episodes or (100 if t.step in (c.offline_steps, c.offline_steps + c.online_steps) else 50)
+    result = t.evaluator(t.algo.act, episodes)
+    t.success = result["success"]
+    t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
+                                  length=result["length"], **{"return": result["return"]},
+                                  seconds=round(time.time() - t.run.started, 1)))
+    t.run.draw()
+
+
+def loop(t, stage: str, last: int, one_step) -> None:
+    """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step returns the update's info
+    (or None where nothing was trained)."""
+    c, t.stage, t.success = t.config, stage, None
+    first, began, saved = t.step, time.time(), time.time()
+    with tqdm(total=last, initial=t.step, desc=f"{c.task} {stage}", dynamic_ncols=True, smoothing=0.05) as bar:
+        evaluate(t)                                               # step 0, the start of stage 2, or one that was cut short
+        began = time.time()
+        while t.step < last:
+            t.busy = True
+            info = one_step()
+            t.step += 1
+            t.busy = False
+            bar.update()
+            if t.step == first + 20 and t.device.type == "cpu":
+                hours = (time.time() - began) / 20 * (c.offline_steps + c.online_steps - first) / 3600
+                if hours > 3:
+                    bar.write(f"about {hours:.0f} hours at this speed on this CPU for all that is left; --preset quick "
+                              "runs the same algorithm at a smaller size in minutes")
+            if info and (t.step % c.log_every == 0 or t.step == last):
+                row = {name: value.item() for name, value in info.items()}       # the only read-back from the device
+                if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
+                    raise UserError(f"step {t.step}: a loss is not finite ({', '.join(k for k, v in row.items() if v - v != 0)}); "
+                                    f"the last good state is {t.run.checkpoint}")
+                t.run.append("train.csv", dict(step=t.step, stage=stage, **row))
+            if t.step % c.eval_every == 0 or t.step == last:
+                evaluate(t)
+            if t.success is not None:
+                bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
+            if t.interrupt:
+                raise Interrupted
+            if t.step % c.eval_every == 0 or t.step == last or time.time() - saved > 600:
+                save(t)
+                saved = time.time()
+
+
+def offline_stage(t) -> None:
+    """Stage 1, from where the run stands; ends in offline.pt."""
+    loop(t, "offline", t.config.offline_steps,
+         lambda: t.algo.update(t.buffer.sample(t.config.batch_size, t.batches)))
+    run_module.save(t.run.offline, dict(algorithm=t.algo.state_dict(), step=t.step, identity=t.run.identity()))
+
+
+def main() -> None:
+    t = prepare(__doc__.split("\n")[0])
+    restore(t)
+    t.run.write_config()
+    if t.stage == "online" or t.run.offline.exists():
+        raise UserError(f"stage 1 is already complete in {t.run.folder}; python train_online.py goes on from it")
+    with interruptible(t):
+        offline_stage(t)
+    print(f"stage 1 done: {t.run.offline}")
+
+
+if __name__ == "__main__":
+    config_module.main(main)
