@@ -130,13 +130,20 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
         # Affinity: how much i looks at j times how much j looks at i, geometric mean of the two softmaxes. The floor 1e-6
         # leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
-        repel, attract = affinity[..., : G + M], affinity[..., G + M :]
-        # F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),  S the sums of A over each side
-        #     = S+_i S-_i (V+ - V-): Eq. 3 with kernel A, times a gate. The coefficients of each i sum to zero.
-        coefficient = torch.cat([-repel * attract.sum(-1, keepdim=True),
-                                 attract * repel.sum(-1, keepdim=True)], dim=-1)                    # [B, G, T]
-        f = (coefficient[..., None] * offset).sum(2) / unit                                         # [B, G, D]
+        f = (_coefficients(affinity, G + M)[..., None] * offset).sum(2) / unit                      # [B, G, D]
         mean_square = f.square().mean()           # again one number for the batch: states far from their goal move more
         force = force + f / mean_square.clamp_min(1e-8).sqrt()
         rms.append(mean_square.sqrt())
     return scale, unit, force, rms
+
+
+def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
+    """The k_ij of F_i = sum_j k_ij (y_j - x_i), from affinities A [B, G, T] whose first targets are the negatives:
+
+        F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+-_i the sums of A_i over each side
+            = S+_i S-_i (V+ - V-):  Eq. 3 with kernel A, times a gate.
+
+    They sum to zero for each i, as V+ - V- does: attraction and repulsion are always of one strength.
+    """
+    repel, attract = affinity[..., :num_negatives], affinity[..., num_negatives:]
+    return torch.cat([-repel * attract.sum(-1, keepdim=True), attract * repel.sum(-1, keepdim=True)], dim=-1)

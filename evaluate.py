@@ -5,6 +5,16 @@
 import os
 import sys
 
+if any(word.startswith("--film") for word in sys.argv):
+    os.environ.setdefault("MUJOCO_GL", "egl")              # read by mujoco when envs imports it
+
+import torch  # noqa: E402
+
+import config  # noqa: E402
+import envs  # noqa: E402
+import run  # noqa: E402
+from config import OneLineParser, UserError  # noqa: E402
+
 
 def main() -> None:
     parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
@@ -30,7 +40,6 @@ def main() -> None:
 
 def film(policy, path: str) -> None:
     """One evaluation episode as an animated GIF."""
-    import torch
     from matplotlib import animation, pyplot
     name = policy.config.task
     rendering = dict(has_offscreen_renderer=True) if envs.task(name).suite == "robomimic" else dict(render_mode="rgb_array")
@@ -58,10 +67,4 @@ def film(policy, path: str) -> None:
 
 
 if __name__ == "__main__":
-    if "--film" in " ".join(sys.argv):
-        os.environ.setdefault("MUJOCO_GL", "egl")          # before mujoco is imported, by envs
-    import config
-    import envs
-    import run
-    from config import OneLineParser, UserError
     config.main(main)

@@ -1,18 +1,19 @@
 """Six scripted operators for lift, can and square: a stand-in for robomimic's multi-human demonstrations.
 
-What the multi-human data are known for is kept. The operators are uneven in skill, two worse, two okay, two better: speed,
-tremor, sloppy aim, detours, pauses, grasps that close on air. And each has habits of their own, followed most of the time
-and mirrored otherwise: side of approach, wrist angle, bend and height of the path. So one observation has several right
-actions.
+What the multi-human data are known for is kept. The operators are uneven in skill, two worse, two okay, two better:
+speed, tremor, sloppy aim, detours, pauses, grasps that close on air. And each has habits of their own, followed most of
+the time and mirrored otherwise: side of approach, wrist angle, bend and height of the path. So one observation has
+several right actions.
 
 An episode runs through phases,
 
-    reach -> grasp -> carry -> release -> retreat      lift succeeds in carry, square too (the nut is down before letting go)
+    reach -> grasp -> carry -> release -> retreat      lift and square succeed in carry, before letting go
 
-and each phase is a servo on what a policy can see: hand, fingers, object. Descending, lifting and placing are no phases:
-the height aimed for is a function of the horizontal error, a funnel, so straying from the line raises the hand again.
-A memoryless policy can therefore imitate nearly all of it. What it cannot see: a pause, a detour's first half, the tremor's
-momentum, and whether a grasp is about to be fumbled.
+and each phase is a servo on what a policy can see: hand, fingers, object. Descending, lifting and placing are no
+phases: the height aimed for is a function of the horizontal error, a funnel, so straying from the line raises the hand
+again.
+A memoryless policy can therefore imitate nearly all of it. What it cannot see: a pause, a detour's first half, the
+tremor's momentum, and whether a grasp is about to be fumbled.
 
     python -m tools.operators --task can --episodes 30      success per operator, and the lengths of the successes
 """
@@ -27,8 +28,8 @@ import envs
 
 BODY = {"lift": "cube", "can": "Can", "square": "SquareNut"}      # the object's name in robosuite's observations
 # Scales all speeds, so that successes are about as long as the multi-human ones: 104, 209 and 269 steps.
-PACE = {"lift": 0.58, "can": 1.08, "square": 0.61}
-FINGERS_OPEN, FINGERS_SHUT = 0.06, 0.01   # metres between the fingers: 0.08 at most; cube, can, handle: 0.04, 0.05, 0.03
+PACE = {"lift": 0.54, "can": 1.08, "square": 0.61}
+FINGERS_OPEN, FINGERS_SHUT = 0.06, 0.01   # metres between the fingers: at most 0.08; cube, can, handle .04, .05, .03
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def make_plan(env, task, operator, obs, rng):
         turn_to=None)                             # yaw of the object at the goal, where it matters
     thing, thing_yaw = obs[BODY[task] + "_pos"], yaw_of(obs[BODY[task] + "_quat"])
     # grasp_offset   from the object's centre to the hand, in the object's frame
-    # straight       metres above the grasp where the hand must be right over it, because the fingers reach the object's top;
-    #                a fumbled grasp closes there, or a little higher, on air
+    # straight       metres above the grasp where the hand must be right over it: the fingers reach the object's top;
+    #                a fumbled grasp closes a little higher, on air
     # goal           where the object's centre ends; carry_z is its height on the way
     if task == "lift":
         plan.grasp_offset, plan.straight = np.zeros(3), 0.03
@@ -172,7 +173,8 @@ class Hand:
             # What is steered is the object: how it sits between the fingers makes no difference then.
             error = np.linalg.norm(plan.goal[:2] - thing[:2])
             turn = wrap(plan.turn_to - thing_yaw) if self.task == "square" else 0.0
-            gate = 1.0 if error < 0.05 else np.clip(1 - (plan.carry_z - thing[2]) / slack, 0, 1)    # first up, then across
+            # First up, then across.
+            gate = 1.0 if error < 0.05 else np.clip(1 - (plan.carry_z - thing[2]) / slack, 0, 1)
             # The nut has 7 mm of play around the peg on each side; a can may fall anywhere near.
             tolerance = 0.004 if self.task == "square" else 0.02
             height = np.clip((error + 0.05 * max(abs(turn) - 0.04, 0) - tolerance) / 0.03, 0, 1)
@@ -193,7 +195,7 @@ class Hand:
         return self.command(obs, target, target_yaw, contact)
 
     def command(self, obs, target, target_yaw, contact):
-        """The clipped action towards a target, with this operator's imperfections. contact: metres to where care is due."""
+        """The clipped action to a target, with this operator's imperfections. contact: metres to where care is due."""
         operator, rng = self.operator, self.rng
         speed = operator.speed * PACE[self.task]
         offset = target - obs["robot0_eef_pos"]
@@ -225,11 +227,11 @@ class Hand:
 
 
 def demonstrate(env, task: str, seed: int) -> dict | None:
-    """One episode, as robomimic stores it, by operator seed % 6 -> None if it failed. The same seed, the same episode."""
+    """One episode by operator seed % 6, as robomimic stores it -> None if it failed. Same seed, same episode."""
     operator, rng = OPERATORS[seed % len(OPERATORS)], np.random.default_rng(seed)
     np.random.seed(seed)                          # robosuite places objects with numpy's global generator
     env.reset()
-    raw = env._get_observations(force_update=True)                 # or else can and square begin with zeros for the object
+    raw = env._get_observations(force_update=True)   # or else can and square begin with zeros
     hand = Hand(task, operator, make_plan(env, task, operator, raw, rng), rng)
     visited, states, actions, success = [envs.robosuite_obs(raw)], [], [], False
     while not success and len(actions) < envs.task(task).horizon:
@@ -244,8 +246,8 @@ def demonstrate(env, task: str, seed: int) -> dict | None:
     return dict(
         obs={key: np.array([o[key] for o in visited[:-1]]) for key in envs.OBS_KEYS},
         next_obs={key: np.array([o[key] for o in visited[1:]]) for key in envs.OBS_KEYS},
-        actions=np.array(actions), rewards=last.astype(np.float64), dones=last.astype(np.int64), states=np.array(states),
-        model_file=env.sim.model.get_xml(), operator=operator.name)
+        actions=np.array(actions), rewards=last.astype(np.float64), dones=last.astype(np.int64),
+        states=np.array(states), model_file=env.sim.model.get_xml(), operator=operator.name)
 
 
 def main():
@@ -257,9 +259,10 @@ def main():
     for seed in range(args.episodes):
         episode = demonstrate(env, args.task, seed)
         lengths[OPERATORS[seed % len(OPERATORS)].name].append(len(episode["actions"]) if episode else 0)
-    for name, steps in {**lengths, "all": sum(lengths.values(), [])}.items():
-        kept = [n for n in steps if n] or [np.nan]
-        print(f"{name:9}{np.mean(np.array(steps) > 0):5.0%} of {len(steps):3}   {np.mean(kept):4.0f} ± {np.std(kept):.0f} steps")
+    for name, values in {**lengths, "all": [n for per_operator in lengths.values() for n in per_operator]}.items():
+        steps = np.array(values)                  # 0 marks a failure
+        kept = steps[steps > 0] if steps.any() else np.nan
+        print(f"{name:9}{np.mean(steps > 0):5.0%} of {len(steps):3}   {np.mean(kept):4.0f} ± {np.std(kept):.0f} steps")
 
 
 if __name__ == "__main__":
