@@ -75,7 +75,8 @@ class Config:
 
     # ---- evaluation and running
     eval_every: int = knob(100_000, "steps between evaluations", "run")
-    eval_episodes: int = knob(0, "episodes of every evaluation; 0 = 50, and 100 at the end of each stage", "run")
+    eval_episodes: int = knob(50, "episodes of an evaluation; given by hand, at the end of a stage too", "run")
+    final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", "run")
     log_every: int = knob(500, "steps between rows of train.csv", "run")
     device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
     precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes, TF32 on CUDA; fp32: neither", "run", ("auto", "fp32"))
@@ -91,11 +92,11 @@ class Config:
         def need(ok, message):
             if not ok:
                 raise UserError(message)
-        for name in ("offline_steps", "online_steps", "warmup", "data_size", "eval_episodes", "workers", "threads", "seed"):
+        for name in ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed"):
             need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
         for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
-                     "num_candidates", "top_k", "eval_every", "log_every"):
-            need(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be positive")
+                     "num_candidates", "top_k", "eval_every", "eval_episodes", "final_episodes", "log_every"):
+            need(0 < getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be positive")
         for name in ("discount", "target_rate", "ema_rate"):
             need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
         need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
@@ -148,10 +149,10 @@ def preset_values(preset: str, task: str) -> dict:
     return {}
 
 
-QUICK = dict(compile=False, hidden=256, batch_size=128, offline_steps=10_000, online_steps=8_000, warmup=500, ema_rate=1e-3,
-             eval_every=2_000, eval_episodes=50, log_every=100, data_size=100_000)
+QUICK = dict(compile=False, hidden=256, batch_size=128, offline_steps=10_000, online_steps=6_000, warmup=500, ema_rate=1e-3,
+             eval_every=2_000, eval_episodes=20, final_episodes=50, log_every=100, data_size=100_000)
 QUICK_TASK = {
-    "lift": dict(data_size=100),
+    "lift": dict(data_size=100, offline_steps=8_000),
     "can": dict(data_size=100),
     "square": dict(data_size=100),
     # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its name.
@@ -180,6 +181,8 @@ def build(given: dict) -> Config:
     values = task_values(task) | METHOD_VALUES[method] | preset_values(preset, task)
     if method == "dfp-no-topk":
         values["topk_weight"] = 0.0                      # the method's name, whatever the preset says
+    if "eval_episodes" in given:
+        values["final_episodes"] = given["eval_episodes"]
     config = Config(**values | given)
     config.check()
     return config

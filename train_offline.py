@@ -110,11 +110,12 @@ def interruptible(t):
 
 
 def evaluate(t) -> None:
-    """One row of eval.csv, unless this step has one already. 100 episodes at the end of each stage, 50 between."""
+    """One row of eval.csv, unless this step has one already."""
     c = t.config
     if any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
         return
-    episodes = c.eval_episodes or (100 if t.step in (c.offline_steps, c.offline_steps + c.online_steps) else 50)
+    last = t.step in (c.offline_steps, c.offline_steps + c.online_steps)
+    episodes = c.final_episodes if last else c.eval_episodes
     result = t.evaluator(t.algo.act, episodes)
     t.success = result["success"]
     t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,

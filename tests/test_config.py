@@ -1,0 +1,93 @@
+"""Tables 5 and 8, precedence, and one clear line for every impossible wish."""
+import pytest
+
+import config
+from config import OFFLINE_RL, TASKS, UserError, build, parse
+
+
+def test_table5():
+    for task in TASKS:
+        c = build({"task": task})
+        assert (c.batch_size, c.discount, c.lr, c.target_rate, c.layers, c.hidden, c.ensemble, c.q_aggregate) == (
+            256, 0.99, 3e-4, 5e-3, 4, 512, 2, "mean")
+        assert (c.offline_steps, c.online_steps, c.chunk, c.num_generated, c.ema_rate) == (10**6, 10**6, 5, 8, 1e-4)
+        robomimic = task in ("lift", "can", "square")
+        if robomimic or (task.startswith("cube") and "single" not in task):
+            assert (c.best_of, c.top_k, c.num_candidates, c.topk_weight) == ((4, 2) if robomimic else (16, 4)) + (16, 0.5)
+            assert c.temperatures == ((0.005, 0.05) if robomimic else (0.05,))
+    assert len(TASKS) == 3 + 9 + 4
+
+
+@pytest.mark.parametrize("task, weight, temperatures, n, k", [
+    ("cube-single-task2", 0.45, (0.05,), 16, 8), ("cube-double-task2", 0.55, (0.05,), 16, 8),
+    ("scene-task2", 0.5, (0.01, 0.05), 16, 8), ("puzzle-3x3-task4", 0.5, (0.01, 0.05), 16, 8),
+    ("puzzle-4x4-task4", 0.5, (0.01, 0.05), 32, 16)])
+def test_table8(task, weight, temperatures, n, k):
+    c = build({"task": task, "preset": "offline-rl"})
+    assert (c.topk_weight, c.temperatures, c.num_candidates, c.top_k) == (weight, temperatures, n, k)
+    assert (c.chunk, c.best_of, c.topk_offline) == (1, 1, True)
+    online = build({"task": task})                       # run online: Table 5's values, with Table 8's where 5 is silent
+    assert (online.chunk, online.best_of, online.topk_offline) == (5, 16, False)
+    assert online.top_k == (4 if task == "cube-double-task2" else k)
+
+
+def test_precedence_option_preset_table_default():
+    assert build({"task": "lift"}).temperatures == (0.005, 0.05)                                  # table over default
+    assert build({"task": "lift", "preset": "released"}).temperatures == (0.1,)                   # preset over table
+    assert build({"task": "lift", "preset": "released", "temperatures": (0.2,)}).temperatures == (0.2,)     # option over all
+    assert build({"task": "lift", "method": "dfp-no-topk"}).topk_weight == 0
+
+
+def test_released_preset():
+    c = build({"task": "lift", "preset": "released"})
+    assert (c.temperatures, c.best_of, c.top_k, c.num_candidates, c.mask_bc) == ((0.1,), 16, 4, 16, False)
+
+
+def test_quick_is_the_same_algorithm_at_a_smaller_size():
+    allowed = {"preset", "hidden", "batch_size", "offline_steps", "online_steps", "warmup", "ema_rate", "eval_every",
+               "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "compile"}
+    for task in TASKS:
+        paper, quick = build({"task": task}), build({"task": task, "preset": "quick"})
+        assert {k for k in vars(paper) if vars(paper)[k] != vars(quick)[k]} <= allowed
+
+
+def test_command_line():
+    c, given = parse("", ["--task", "can", "--topk-weight", "0.7", "--no-compile", "--temperatures", "0.1", "0.3"])
+    assert (c.task, c.topk_weight, c.compile, c.temperatures) == ("can", 0.7, False, (0.1, 0.3))
+    assert given == {"task", "topk_weight", "compile", "temperatures"}
+
+
+@pytest.mark.parametrize("words, says", [
+    ("--task sqare", "did you mean 'square'"), ("--task lift --method dpf", "did you mean 'dfp'"),
+    ("--task lift --preset quik", "did you mean 'quick'"), ("--task lift --data offical", "did you mean 'official'"),
+    ("--task lift --top-k 20", "cannot exceed"), ("--task lift --batch-size 0", "--batch-size must be positive"),
+    ("--task lift --hidden -3", "must be positive"), ("--task lift --discount 1.5", "(0, 1]"),
+    ("--task lift --temperatures 0.1 0", "must be positive"), ("--task lift --offline-steps many", "invalid int value"),
+    ("--task lift --nonsense 3", "unrecognized"), ("--task lift --preset offline-rl", "Table 8"),
+    ("--task lift --lr nan", "--lr")])
+def test_every_error_is_one_line(words, says):
+    with pytest.raises(UserError) as error:
+        parse("", words.split())
+    assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_help_and_print_config(capsys):
+    with pytest.raises(SystemExit):
+        parse("", ["--help"])
+    text = capsys.readouterr().out
+    assert all("--" + name.replace("_", "-") in text for name in vars(build({})))
+    with pytest.raises(SystemExit):
+        parse("", ["--task", "lift", "--print-config"])
+    assert "temperatures     (0.005, 0.05)" in capsys.readouterr().out
+
+
+def test_user_error_ends_with_code_2(capsys):
+    def fail():
+        raise UserError("say why")
+    with pytest.raises(SystemExit) as stop:
+        config.main(fail)
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: say why\n"
+
+
+def test_table8_tasks_are_known():
+    assert set(OFFLINE_RL) <= set(TASKS)

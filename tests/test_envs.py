@@ -1,0 +1,127 @@
+"""The tasks: conventions, seeds, and roll-outs that do not depend on the number of processes."""
+import numpy as np
+import pytest
+import torch
+
+import envs
+from config import ROBOMIMIC, TASKS, UserError
+
+
+def rollout(name, seed, steps=12):
+    env = envs.make(name)
+    rng = np.random.default_rng(0)
+    out = [env.reset(seed=seed)[0]]
+    for _ in range(steps):
+        obs, reward, terminated, truncated, info = env.step(rng.uniform(-1, 1, env.action_space.shape))
+        out.append(obs)
+        assert isinstance(reward, float) and info["success"] == terminated
+    env.close()
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("name", ["lift", "square", "cube-double-task2", "puzzle-3x3-task4"])
+def test_seeds_make_episodes(name):
+    a, b, c = rollout(name, 5), rollout(name, 5), rollout(name, 6)
+    assert np.array_equal(a, b) and not np.array_equal(a[0], c[0])
+    assert a.dtype == np.float32 and a.shape[1] == envs.task(name).obs_dim
+    assert name not in ROBOMIMIC or (a[0][9:16] != 0).any()                # not the stale zeros that follow a reset
+
+
+def test_reset_after_other_episodes_is_the_same_episode():
+    env = envs.make("can")
+    first = env.reset(seed=3)[0]
+    for _ in range(5):
+        env.step(np.ones(7))
+    env.reset(seed=4)
+    assert np.array_equal(first, env.reset(seed=3)[0])
+    env.close()
+
+
+def test_robomimic_reward_success_and_horizon(monkeypatch):
+    env = envs.make("square")
+    env.reset(seed=0)
+    _, reward, terminated, truncated, _ = env.step(np.zeros(7))
+    assert (reward, terminated, truncated) == (-1.0, False, False)
+    env.steps = env.task.horizon - 1
+    assert env.step(np.zeros(7))[2:4] == (False, True)                     # the time limit truncates
+    monkeypatch.setattr(env.sim, "_check_success", lambda: True)
+    monkeypatch.setattr(env.sim, "reward", lambda action=None: 1.0)
+    env.steps = env.task.horizon - 1
+    _, reward, terminated, truncated, info = env.step(np.zeros(7))
+    assert (reward, terminated, truncated, info["success"]) == (0.0, True, False, True)
+    env.close()
+
+
+def test_ogbench_rewards_are_the_environments_own_after_the_step():
+    import gymnasium
+    import ogbench  # noqa: F401
+    ours = envs.make("cube-double-task2")
+    theirs = gymnasium.make("cube-double-singletask-task2-v0", success_timing="post")
+    ours.reset(seed=1)
+    theirs.reset(seed=1)
+    goal = ours.unwrapped.task_infos[1]["goal_xyzs"]
+    for step in range(3):
+        for env in (ours, theirs):                                         # put one cube, then both, on their goals
+            for cube in range(min(step, 2)):
+                env.unwrapped._data.joint(f"object_joint_{cube}").qpos[:3] = goal[cube]
+                env.unwrapped._data.joint(f"object_joint_{cube}").qvel[:] = 0
+        mine, other = ours.step(np.zeros(5)), theirs.step(np.zeros(5))
+        assert mine[1] == other[1] == -(2 - step) and mine[2] == other[2] == (step == 2)
+        assert np.allclose(mine[0], other[0])
+    ours.close()
+    theirs.close()
+
+
+def test_every_task_has_its_sizes_and_horizon():
+    horizons = {"lift": 300, "can": 300, "square": 400, "cube-single": 200, "cube-double": 500, "cube-triple": 1000,
+                "cube-quadruple": 1000, "scene": 750, "puzzle-3x3": 500, "puzzle-4x4": 500}
+    for name in TASKS:
+        t = envs.task(name)
+        assert t.horizon == horizons[name.rsplit("-task", 1)[0]]
+        if t.suite == "ogbench":
+            env = envs.make(name)
+            assert env.reset(seed=0)[0].shape == (t.obs_dim,)
+            assert env.get_wrapper_attr("_max_episode_steps") == t.horizon
+            env.close()
+    with pytest.raises(UserError, match="did you mean 'can'"):
+        envs.make("cann")
+
+
+class Counter(envs.gymnasium.Env):
+    """Ends after three steps; the observation counts."""
+    observation_space = envs.gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+    action_space = envs.gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.n = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.n += 1
+        return np.full(1, self.n, np.float32), float(action[0]), self.n == 3, False, {"success": self.n == 3}
+
+
+def test_chunks_run_open_loop_and_stop_with_the_episode():
+    env = envs.ChunkEnv(Counter(), 2)
+    env.reset()
+    obs, reward, terminated, _, info = env.step(np.array([[1, 0], [2, 0]]))
+    assert (obs[0], reward, terminated, info["steps"]) == (2, 3, False, 2)
+    obs, reward, terminated, _, info = env.step(np.array([[4, 0], [8, 0]]))
+    assert (obs[0], reward, terminated, info["steps"], info["success"]) == (3, 4, True, 1, True)
+    obs, reward, terminated, _, info = env.step(np.array([[1, 0], [1, 0]]))              # over: waits
+    assert (obs[0], reward, terminated, info["steps"]) == (3, 0, True, 0)
+
+
+def test_evaluation_does_not_depend_on_the_number_of_workers():
+    def act(obs, generators, best_of):
+        return torch.stack([torch.rand(5, 5, generator=g) * 2 - 1 for g in generators]) * np.sign(obs[0, 0])
+    results = []
+    for workers in (1, 2):
+        evaluator = envs.Evaluator("cube-single-task2", 5, workers)
+        state = torch.random.get_rng_state()
+        results.append([evaluator(act, 3) for _ in range(2)][-1])
+        assert torch.equal(state, torch.random.get_rng_state())             # training's random numbers are not touched
+        evaluator.close()
+    for name in ("success", "return", "length"):
+        assert results[0][name] == results[1][name]
+    assert results[0]["length"] == 200 and results[0]["return"] == -200
