@@ -22,6 +22,23 @@ from policy import Actor, sample
 from topk import best_action, top_k_actions
 
 
+def compiled(function):
+    """torch.compile(function); where there is no working compiler the function itself, said once."""
+    fast = torch.compile(function)
+
+    def call(*args):
+        nonlocal fast
+        if fast is function:
+            return function(*args)
+        try:
+            return fast(*args)
+        except Exception as error:                 # torch raises many kinds; a fault of the function's own comes up again below
+            print(f"torch.compile does not work here ({type(error).__name__}); going on without it (--no-compile says so at once)")
+            fast = function
+            return function(*args)
+    return call
+
+
 class DFP:
     """The algorithm with its four networks, optimiser and noise. `config` is a config.Config (or anything with its
     field names); `device` a torch.device. See update() for the batch."""
@@ -40,7 +57,7 @@ class DFP:
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # Offline there is no L_topK (Sec. 5.1), but for the pure offline-RL setting of Table 8, which has it throughout.
         self.improving = config.topk_offline
-        self.losses = torch.compile(self._losses) if config.compile else self._losses
+        self.losses = compiled(self._losses) if config.compile else self._losses
 
     def start_online(self) -> None:
         """Stage 2 begins: pi_old starts as a copy of pi_theta. Adam's moments are kept, as in the released code."""

@@ -2,6 +2,7 @@
 
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 [--best-of 1] [--film out.gif]
 """
+import csv
 import os
 import sys
 
@@ -34,8 +35,15 @@ def main() -> None:
         result = evaluator(policy.act, args.episodes, args.best_of or None)
     finally:
         evaluator.close()
+    best_of = args.best_of or policy.config.best_of
+    with open(os.path.join(args.run, "evaluate.csv"), "a", newline="") as file:          # kept for tools/report.py
+        columns = ("step", "stage", "success", "episodes", "length", "return", "best_of")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(result | dict(step=policy.step, stage=policy.stage, best_of=best_of))
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
-          f"length {result['length']:.0f}, return {result['return']:.1f}, best of {args.best_of or policy.config.best_of}")
+          f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
 
 
 def film(policy, path: str) -> None:

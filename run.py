@@ -97,7 +97,7 @@ def load(folder: str | Path, device: str = "cpu"):
         policy.load_state_dict(state["algorithm"])
     except (RuntimeError, KeyError, ValueError):
         raise UserError(f"{path} does not fit the networks that {folder}/config.json describes") from None
-    policy.step = state["step"]
+    policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy
 
 
@@ -172,12 +172,13 @@ class Run:
     def find_offline(self) -> Path | None:
         """offline.pt of this run, or of a sibling (another method, preset or stage-2 knob) whose stage 1 is the same."""
         siblings = sorted(Path(self.config.out).glob(f"{self.config.task}/*/*/*/seed{self.config.seed}/offline.pt"))
-        for path in [self.offline, *siblings]:
-            if path.exists():
-                state = read(path)
-                if state.get("identity") == self.identity():
-                    return path
-        return None
+        return next((path for path in [self.offline, *siblings] if self.is_my_offline(path)), None)
+
+    def is_my_offline(self, path: Path) -> bool:
+        try:
+            return path.exists() and read(path).get("identity") == self.identity()
+        except UserError:                                        # broken or of another format: as if it were not there
+            return False
 
     def identity(self) -> dict:
         """What stage 1 depends on. A longer or shorter stage 1 is another one."""

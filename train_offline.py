@@ -6,11 +6,12 @@ Also the home of what both stages share: prepare() builds a run's parts, loop() 
 """
 import contextlib
 import dataclasses
+import math
+import os
 import shlex
 import signal
 import sys
 import time
-import os
 from types import SimpleNamespace
 
 import torch
@@ -20,12 +21,11 @@ import config as config_module
 import data
 import envs
 import run as run_module
-from config import UserError
+from config import Config, UserError
 
 
-def prepare(description: str):
-    """Command line -> everything a stage works with. Nothing is written before all of it has been checked."""
-    config, given = config_module.parse(description)
+def prepare(config: Config, given: set[str]):
+    """Everything a stage works with. Nothing is written before all of it has been checked."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: this torch sees no GPU; --device auto takes what there is")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -51,10 +51,14 @@ def restore(t) -> None:
     """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
     if not t.run.checkpoint.exists():
         return
-    if not t.config.resume:
-        raise UserError(f"{t.run.folder} already holds a run: add --resume to continue it, or delete the folder")
     state = run_module.read(t.run.checkpoint, t.device)
     before = state["config"]
+    if state["stage"] == "offline" and t.run.is_my_offline(t.run.offline):
+        return                               # stage 1 is complete: stage 2 starts from offline.pt, no --resume needed
+    if not t.config.resume:
+        raise UserError(f"{t.run.folder} already holds a run: add --resume to continue it, or delete the folder")
+    if state["stage"] == "online" and before["offline_steps"] != t.config.offline_steps:
+        raise UserError(f"--offline-steps: stage 1 of {t.run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(t.config):
         mine, saved = getattr(t.config, f.name), before.get(f.name)
         if f.metadata["group"] != "run" and (list(mine) if isinstance(mine, tuple) else mine) != saved:
@@ -128,7 +132,7 @@ def loop(t, stage: str, last: int, one_step) -> None:
     """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step returns the update's info
     (or None where nothing was trained)."""
     c, t.stage, t.success = t.config, stage, None
-    first, began, saved = t.step, time.time(), time.time()
+    first, saved = t.step, time.time()
     with tqdm(total=last, initial=t.step, desc=f"{c.task} {stage}", dynamic_ncols=True, smoothing=0.05) as bar:
         evaluate(t)                                               # step 0, the start of stage 2, or one that was cut short
         began = time.time()
@@ -145,9 +149,9 @@ def loop(t, stage: str, last: int, one_step) -> None:
                               "runs the same algorithm at a smaller size in minutes")
             if info and (t.step % c.log_every == 0 or t.step == last):
                 row = {name: value.item() for name, value in info.items()}       # the only read-back from the device
-                if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
-                    raise UserError(f"step {t.step}: a loss is not finite ({', '.join(k for k, v in row.items() if v - v != 0)}); "
-                                    f"the last good state is {t.run.checkpoint}")
+                broken = [name for name, value in row.items() if not math.isfinite(value)]
+                if broken:
+                    raise UserError(f"step {t.step}: {', '.join(broken)} not finite; the last good state is {t.run.checkpoint}")
                 t.run.append("train.csv", dict(step=t.step, stage=stage, **row))
             if t.step % c.eval_every == 0 or t.step == last:
                 evaluate(t)
@@ -168,11 +172,11 @@ def offline_stage(t) -> None:
 
 
 def main() -> None:
-    t = prepare(__doc__.split("\n")[0])
+    t = prepare(*config_module.parse(__doc__.split("\n")[0]))
     restore(t)
-    t.run.write_config()
-    if t.stage == "online" or t.run.offline.exists():
+    if t.stage == "online" or t.run.is_my_offline(t.run.offline):
         raise UserError(f"stage 1 is already complete in {t.run.folder}; python train_online.py goes on from it")
+    t.run.write_config()
     with interruptible(t):
         offline_stage(t)
     print(f"stage 1 done: {t.run.offline}")

@@ -65,11 +65,11 @@ def take_offline(t) -> bool:
 
 
 def main() -> None:
-    t = prepare(__doc__.split("\n")[0])
-    c = t.config
+    c, given = config_module.parse(__doc__.split("\n")[0])
     if c.online_steps <= c.warmup:
         raise UserError(f"--online-steps {c.online_steps} do not exceed --warmup {c.warmup}: nothing would be trained online"
                         + ("; the pure offline setting is python train_offline.py" if c.preset == "offline-rl" else ""))
+    t = prepare(c, given)
     restore(t)
     t.run.write_config()
     with interruptible(t):
@@ -77,6 +77,7 @@ def main() -> None:
             if not take_offline(t):
                 offline_stage(t)
             t.algo.start_online()
+            t.batches.manual_seed(c.seed + 3)        # so that a run from a sibling's stage 1 equals one that ran it itself
         online_stage(t)
     final = t.run.rows("eval.csv")[-1]
     print(f"done: success {float(final['success']):.0%} over {final['episodes']} episodes; {t.run.folder}/curve.png")

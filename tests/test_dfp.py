@@ -6,7 +6,7 @@ import torch
 
 from config import build
 from critic import Critic, move_towards
-from dfp import DFP
+from dfp import DFP, compiled
 from policy import Actor
 from topk import best_action, top_k_actions
 
@@ -176,3 +176,26 @@ def test_bf16_ranks_in_fp32_and_values_in_fp32():
     assert 0 < (scores - true).abs().max() < 0.05
     chosen = fast.choose(batch["next_observations"], noise["next"])
     assert chosen.dtype == torch.float32
+
+
+def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
+    def broken(function):
+        def call(*_):
+            raise RuntimeError("no C++ compiler")
+        return call
+    monkeypatch.setattr(torch, "compile", broken)
+    f = compiled(lambda x: x + 1)
+    assert [f(1), f(2)] == [2, 3]
+    assert capsys.readouterr().out.count("going on without it") == 1
+
+
+@pytest.mark.slow
+def test_compiled_update_equals_the_plain_one():
+    plain, fast = make(), make(compile=True)
+    for algo in (plain, fast):
+        algo.start_online()
+    for i in range(5):
+        noise = plain.draw_noise(8)
+        a, b = plain.update(make_batch(i), noise), fast.update(make_batch(i), noise)
+        for name in a:
+            assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-5), name
