@@ -224,6 +224,9 @@ def main(function) -> None:
     """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
     try:
         function()
+    except KeyboardInterrupt:                              # before or between stages; within one, train_offline.py saves
+        print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
+        raise SystemExit(130) from None
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -15,6 +15,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import warnings
 from dataclasses import dataclass
 
@@ -209,7 +210,13 @@ class ChunkEnv(gymnasium.Wrapper):
         return obs, total, terminated, truncated, info | {"steps": steps}
 
 
+def ignore_interrupts() -> None:
+    """For worker processes: Ctrl-C reaches the whole process group, but only the main process answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def make_chunked(name: str, chunk: int) -> gymnasium.Env:
+    ignore_interrupts()
     return ChunkEnv(make(name), chunk)
 
 
