@@ -225,10 +225,10 @@ def load(config, say=print) -> tuple[dict[str, np.ndarray], dict]:
     dataset = read(path, task)
     with open(path, "rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    # A row with mask 0 is a success; one after another belong to one.
-    succeeded = np.add.reduceat(dataset["masks"] == 0, np.flatnonzero(np.r_[1, dataset["terminals"][:-1]])) > 0
-    source = dict(kind=kind, why=why, path=str(path), sha256=checksum, transitions=len(dataset["rewards"]),
-                  episodes=int(dataset["terminals"].sum()), successes=int(succeeded.sum()))
+    starts = np.flatnonzero(np.r_[1, dataset["terminals"][:-1]])
+    succeeded = np.add.reduceat(dataset["masks"] == 0, starts) > 0
+    source = dict(kind=kind, why=why, path=str(path), sha256=checksum, transitions=len(dataset["rewards"]), episodes=len(starts),
+                  successes=int(succeeded.sum()), longest=int(np.diff(starts, append=len(dataset["rewards"])).max()))
     say(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
         f"{source['successes']:,} of them reach the goal ({path})")
     return dataset, source

@@ -35,6 +35,8 @@ def prepare(config: Config, given: set[str]):
 
     task = envs.task(config.task)
     dataset, source = data.load(config)
+    if source["longest"] < config.chunk:
+        raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")
     folder = run_module.folder_of(config, given, source["kind"])
     run = run_module.Run(folder, config, source)
     buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
@@ -135,14 +137,15 @@ def loop(t, stage: str, last: int, one_step) -> None:
     first, saved = t.step, time.time()
     with tqdm(total=last, initial=t.step, desc=f"{c.task} {stage}", dynamic_ncols=True, smoothing=0.05) as bar:
         evaluate(t)                                               # step 0, the start of stage 2, or one that was cut short
-        began = time.time()
         while t.step < last:
             t.busy = True
             info = one_step()
             t.step += 1
             t.busy = False
             bar.update()
-            if t.step == first + 20 and t.device.type == "cpu":
+            if t.step == first + 5:                               # the first step may have compiled for a minute
+                began = time.time()
+            if t.step == first + 25 and t.device.type == "cpu":
                 hours = (time.time() - began) / 20 * (c.offline_steps + c.online_steps - first) / 3600
                 if hours > 3:
                     bar.write(f"about {hours:.0f} hours at this speed on this CPU for all that is left; --preset quick "

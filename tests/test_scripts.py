@@ -15,7 +15,7 @@ from config import UserError, build
 from conftest import ROOT
 from test_data import generated  # noqa: F401  (the session's small data sets)
 
-SMALL = ("--preset quick --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
+SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
          "--online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 --log-every 5 --workers 1 --threads 1 --precision fp32")
 
 
@@ -143,7 +143,7 @@ def test_evaluate_and_load_from_python(first):
 
 @pytest.mark.parametrize("words, says", [
     ("--online-steps 10", "do not exceed --warmup"), ("--preset offline-rl --online-steps 0 --warmup 0", "train_offline.py"),
-    ("--device cuda", "no GPU"), ("--out /proc/nowhere", "cannot write"), ("--chunk 4000", "fewer than one chunk"),
+    ("--device cuda", "no GPU"), ("--out /proc/nowhere", "cannot write"), ("--chunk 1300", "longer than every episode"),
     ("--data official --data-dir /nonexistent", "could not be had")])
 def test_impossible_wishes_are_one_line(tmp_path, home, words, says):
     if "cuda" in words and torch.cuda.is_available():
