@@ -125,9 +125,9 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         dataset = (read_robomimic if task.suite == "robomimic" else read_ogbench)(path, task)
     except UserError:
         raise
-    except Exception as error:       # the libraries raise almost anything for a broken file: OSError, KeyError, BadZipFile, ...
-        raise UserError(f"{path} cannot be read as {task.suite} data ({type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else 'no details'}); "
-                        "delete it to fetch or generate it again") from None
+    except Exception as error:       # for a broken file the libraries raise almost anything: OSError, KeyError, BadZipFile
+        details = f"{type(error).__name__}: {str(error)[:100]}".replace("\n", " ")
+        raise UserError(f"{path} cannot be read as {task.suite} data ({details}); delete it to fetch or generate it again") from None
     for name, width in (("observations", task.obs_dim), ("next_observations", task.obs_dim), ("actions", task.action_dim)):
         if dataset[name].ndim != 2 or dataset[name].shape[1] != width:
             raise UserError(f"{path} is not data of {task.name}: {name} have shape {dataset[name].shape}, expected (n, {width})")
@@ -219,7 +219,7 @@ def load(config, say=print) -> tuple[dict[str, np.ndarray], dict]:
         from tools.demos import generate
         kind = "generated"
         if config.data == "auto":
-            say(f"*** NO OFFICIAL DATA ({why}). Generating a stand-in in the simulator; results are marked \"generated\". ***")
+            say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
         path = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
                         config.goal_share, config.workers or os.cpu_count())
     dataset = read(path, task)

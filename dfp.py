@@ -32,8 +32,8 @@ def compiled(function):
             return function(*args)
         try:
             return fast(*args)
-        except Exception as error:                 # torch raises many kinds; a fault of the function's own comes up again below
-            print(f"torch.compile does not work here ({type(error).__name__}); going on without it (--no-compile says so at once)")
+        except Exception as error:                 # torch raises many kinds; the function's own faults come up again below
+            print(f"torch.compile does not work here ({type(error).__name__}); going on without it, as --no-compile would")
             fast = function
             return function(*args)
     return call

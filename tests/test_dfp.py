@@ -10,18 +10,18 @@ from dfp import DFP, compiled
 from policy import Actor
 from topk import best_action, top_k_actions
 
-O, A = 4, 2
+OBS, A = 4, 2
 
 
 def make(**knobs):
-    return DFP(O, A, build(dict(task="lift", preset="quick", hidden=16, layers=2, batch_size=8, compile=False, precision="fp32") | knobs))
+    return DFP(OBS, A, build(dict(task="lift", preset="quick", hidden=16, layers=2, batch_size=8, compile=False, precision="fp32") | knobs))
 
 
 def make_batch(seed=0, B=8, H=5):
     g = torch.Generator().manual_seed(seed)
     n = lambda *s: torch.randn(*s, generator=g)                                # noqa: E731
-    return dict(observations=n(B, O), actions=n(B, H, A).clamp(-1, 1), rewards=n(B), masks=torch.ones(B),
-                next_observations=n(B, O), valid=torch.ones(B, H))
+    return dict(observations=n(B, OBS), actions=n(B, H, A).clamp(-1, 1), rewards=n(B), masks=torch.ones(B),
+                next_observations=n(B, OBS), valid=torch.ones(B, H))
 
 
 def same(a, b):

@@ -153,7 +153,8 @@ def _assemble(path: Path, write) -> None:
 def write_robomimic(path: Path, task: envs.Task, episodes) -> None:
     """robomimic's HDF5 format, v1.5: data/demo_i/{obs/*, next_obs/*, actions, rewards, dones, states}, mask/*."""
     import h5py
-    env_args = dict(env_name=task.source, env_version=envs.import_robosuite().__version__, type=1, env_kwargs=envs.robosuite_args(task.name))
+    env_args = dict(env_name=task.source, env_version=envs.import_robosuite().__version__, type=1,
+                    env_kwargs=envs.robosuite_args(task.name))
     with h5py.File(path, "w", track_order=True) as file:
         data, names, operators, total = file.create_group("data"), [], {}, 0
         for i, episode in enumerate(episodes):
@@ -161,7 +162,7 @@ def write_robomimic(path: Path, task: envs.Task, episodes) -> None:
             names.append(f"demo_{i}")
             operator = str(episode.pop("operator"))
             operators.setdefault(operator, []).append(f"demo_{i}")
-            group.attrs.update(num_samples=len(episode["actions"]), model_file=str(episode.pop("model_file")), operator=operator)
+            group.attrs.update(num_samples=len(episode["actions"]), operator=operator, model_file=str(episode.pop("model_file")))
             total += len(episode["actions"])
             for key, value in episode.items():
                 group.create_dataset(key, data=value)
