@@ -7,7 +7,7 @@ The command line is made from the dataclass: field `topk_weight` is the option -
 Knobs belong to a group, and the group decides who must agree with whom:
     both     read by stage 1 (offline): a checkpoint offline.pt may only be reused where all of them agree
     online   read by stage 2 alone: siblings that differ only here share offline.pt
-    run      how a run is carried out, never what it computes: free to change on --resume, no part of the folder's name
+    run      how much is run, and how: free to change on --resume, no part of the folder's name
 """
 import argparse
 import dataclasses
@@ -79,7 +79,8 @@ class Config:
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", "run")
     log_every: int = knob(500, "steps between rows of train.csv", "run")
     device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
-    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes, TF32 on CUDA; fp32: neither", "run", ("auto", "fp32"))
+    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes, TF32 on CUDA; fp32: neither",
+                          choices=("auto", "fp32"))
     compile: bool = knob(True, "torch.compile the losses", "run")
     workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", "run")
     threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", "run")
@@ -100,6 +101,9 @@ class Config:
         for name in ("discount", "target_rate", "ema_rate"):
             need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
         need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
+        need(self.seed < 2**31, "--seed must be below 2^31")
+        for name in ("bc_weight", "topk_weight"):
+            need(0 <= getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be a number not below 0")
         need(self.temperatures and all(t > 0 for t in self.temperatures), "--temperatures must be positive numbers")
         need(self.top_k <= self.num_candidates,
              f"--top-k {self.top_k} cannot exceed --num-candidates {self.num_candidates}: K of N are kept")
@@ -132,9 +136,6 @@ def task_values(task: str) -> dict:
     if task in ROBOMIMIC:
         return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2)
     return dict(temperatures=(0.05,), best_of=16, top_k=4) | (TABLE_8[task] if task not in OGBENCH else {})
-
-
-METHOD_VALUES = {"dfp": {}, "dfp-no-topk": dict(topk_weight=0.0)}
 
 
 def preset_values(preset: str, task: str) -> dict:
@@ -180,9 +181,11 @@ def build(given: dict) -> Config:
     for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
         if value not in known:
             raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
-    values = task_values(task) | METHOD_VALUES[method] | preset_values(preset, task)
+    values = task_values(task) | preset_values(preset, task)
     if method == "dfp-no-topk":
-        values["topk_weight"] = 0.0                      # the method's name, whatever the preset says
+        values["topk_weight"] = 0.0                      # Table 2's ablation, whatever the preset says
+        if given.get("topk_weight"):
+            raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
     if "eval_episodes" in given:
         values["final_episodes"] = given["eval_episodes"]
     config = Config(**values | given)
@@ -230,5 +233,12 @@ def main(function) -> None:
         print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
         raise SystemExit(130) from None
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        message = str(error)
+    except OSError as error:                               # a full disk, a folder that went away
+        message = f"{error.strerror or error} ({error.filename or 'file'}); what was saved before is intact"
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":     # torch's; this file does without torch
+            raise
+        message = "the GPU is out of memory; lower --batch-size or --num-candidates, or take --device cpu"
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

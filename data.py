@@ -7,7 +7,10 @@ A transition: observations [O], actions [A], rewards, masks (0 = the task termin
 ends here, for whatever reason), next_observations [O]. Termination and the mere end of an episode are two different
 arrays throughout: the critic stops bootstrapping at the first, chunks must not run across the second.
 """
+import contextlib
+import fcntl
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -123,8 +126,8 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """A file of either format -> checked arrays, actions clipped to +-(1 - 1e-5). UserError when it does not fit."""
     try:
         dataset = (read_robomimic if task.suite == "robomimic" else read_ogbench)(path, task)
-    except UserError:
-        raise
+    except (ImportError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__} {error}; see requirements.txt and the memory") from None
     except Exception as error:       # for a broken file the libraries raise almost anything: OSError, KeyError, BadZipFile
         details = f"{type(error).__name__}: {str(error)[:100]}".replace("\n", " ")
         raise UserError(f"{path} cannot be read as {task.suite} data ({details}); delete it to fetch or generate it again") from None
@@ -198,30 +201,44 @@ def fetch_official(task: envs.Task, folder: Path, max_bytes: float) -> tuple[Pat
             if error.code == 416:                              # a stale .part longer than the file: start over next time
                 (folder / local).with_name(Path(local).name + ".part").unlink(missing_ok=True)
             reasons.append(f"{url.split('/')[2]}: HTTP {error.code}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reasons.append(f"{url.split('/')[2]}: {getattr(error, 'reason', error)}")
     return None, "; ".join(reasons)
 
 
 # --------------------------------------------------------------------------------------------------- all together
+@contextlib.contextmanager
+def one_at_a_time(folder: Path):
+    """Runs started side by side fetch and generate once: the others wait here and then find the file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write data to {folder}: {error.strerror}; choose another --data-dir") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def load(config, say=print) -> tuple[dict[str, np.ndarray], dict]:
     """The data of a run -> (arrays by FIELDS, source). source = kind, why, path, sha256, transitions, episodes,
     successes: recorded in config.json and compared before a checkpoint is reused. Raises UserError."""
     task = envs.task(config.task)
     folder = Path(config.data_dir or "data").expanduser()
-    path, why = None, "asked for with --data generated"
-    if config.data != "generated":
-        path, why = fetch_official(task, folder, 2e9 if config.data == "auto" else float("inf"))
-        if path is None and config.data == "official":
-            raise UserError(f"the official data of {task.name} could not be had ({why}); --data generated makes a stand-in")
-    kind = "official"
-    if path is None:
-        from tools.demos import generate
-        kind = "generated"
-        if config.data == "auto":
-            say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
-        path = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
-                        config.goal_share, config.workers or os.cpu_count())
+    with one_at_a_time(folder):
+        path, why = None, "asked for with --data generated"
+        if config.data != "generated":
+            path, why = fetch_official(task, folder, 2e9 if config.data == "auto" else float("inf"))
+            if path is None and config.data == "official":
+                raise UserError(f"the official data of {task.name} could not be had ({why}); --data generated makes a stand-in")
+        kind = "official"
+        if path is None:
+            from tools.demos import generate
+            kind = "generated"
+            if config.data == "auto":
+                say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
+            path = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
+                            config.goal_share, config.workers or os.cpu_count())
     dataset = read(path, task)
     with open(path, "rb") as file:
         checksum = hashlib.file_digest(file, "sha256").hexdigest()

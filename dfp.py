@@ -47,7 +47,7 @@ class DFP:
         self.config, self.device = config, torch.device(device)
         self.chunk, self.action_dim = config.chunk, action_dim
         D, hidden = config.chunk * action_dim, (config.hidden,) * config.layers
-        with torch.random.fork_rng(devices=[]):            # initial weights have a seed of their own, drawn on the CPU so
+        with torch.random.fork_rng(devices=[]):            # leaves the global generator alone; on the CPU, so
             torch.manual_seed(config.seed)                 # that every device starts from the same network
             self.actor = Actor(obs_dim, D, hidden).to(self.device)
             self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)

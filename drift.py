@@ -68,7 +68,7 @@ def drift_loss(
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance
     that serves as unit of length, and "force_rms_<R>", each temperature's force before it is normalised.
-    Raises ValueError where shapes do not fit. Runs in float32 under autocast; float64 inputs stay float64.
+    Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32 under autocast; float64 inputs stay float64.
 
     The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the
     force is divided by its own size), with T temperatures it lies between T and T^2. Watch force_rms and the samples.
@@ -80,6 +80,12 @@ def drift_loss(
     for name, y in (("positives", positives), ("negatives", negatives)):
         if y.dim() != 3 or y.shape[0] != generated.shape[0] or y.shape[2] != generated.shape[2]:
             raise ValueError(f"{name} {tuple(y.shape)} do not fit generated {tuple(generated.shape)}")
+    if positives.shape[1] == 0 or not temperatures or not all(t > 0 for t in temperatures):
+        raise ValueError(f"needs at least one positive and temperatures above 0, got {positives.shape[1]} and {temperatures}")
+    for name, w, y in (("generated", generated_weight, generated), ("positive", positive_weight, positives),
+                       ("negative", negative_weight, negatives)):
+        if w is not None and w.shape != y.shape[:2]:
+            raise ValueError(f"{name}_weight {tuple(w.shape)} does not fit its samples {tuple(y.shape)}")
     if mask is not None and mask.shape != generated.shape[::2]:
         raise ValueError(f"mask {tuple(mask.shape)} is not [B, D] = {tuple(generated.shape[::2])}")
 
@@ -112,7 +118,7 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
     weight = weight[:, None]                                                                        # [B, 1, T]
 
     # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are close,
-    # and that is where a small temperature looks. The floor keeps the root differentiable and 0/0 away.
+    # and that is where a small temperature looks. The floor (1e-4 after the root) also stands for a sample's distance to itself.
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 

@@ -9,7 +9,8 @@ What all tasks share:
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
-                 Rewards speak of the state *after* the step.
+                 Rewards speak of the state *after* the step. (OGBench's *data* are labelled by ogbench itself, from the
+                 state before it: data.py.)
 """
 import contextlib
 import functools
@@ -239,14 +240,13 @@ class Evaluator:
     first call (spawned: safe on macOS, and with torch's threads) and stay.
     """
 
-    def __init__(self, name: str, chunk: int, workers: int):
-        self.name, self.chunk, self.workers, self.vector = name, chunk, max(1, workers), None
+    def __init__(self, name: str, chunk: int, workers: int, make=make_chunked):
+        self.make, self.workers, self.vector = functools.partial(make, name, chunk), max(1, workers), None
 
     def start(self) -> None:
         with single_threaded_children():
             self.vector = gymnasium.vector.AsyncVectorEnv(
-                [functools.partial(make_chunked, self.name, self.chunk)] * self.workers, context="spawn",
-                autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+                [self.make] * self.workers, context="spawn", autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
 
     def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:
         """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act."""
@@ -276,7 +276,7 @@ class Evaluator:
                 if again.any():                   # the others keep their observation
                     obs, _ = self.vector.reset(seed=[EVAL_SEED + int(i) for i in lane], options={"reset_mask": again})
         return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
-                "return": float(returns.mean()), "successes": success}
+                "return": float(returns.mean())}
 
     def close(self) -> None:
         if self.vector is not None:

@@ -29,24 +29,24 @@ def main() -> None:
         raise UserError("--episodes must be positive, --best-of and --workers not negative")
     policy = run.load(args.run)
     if args.film:
-        film(policy, args.film)
+        film(policy, args.film, args.best_of or None)
     evaluator = envs.Evaluator(policy.config.task, policy.config.chunk, args.workers or os.cpu_count())
     try:
         result = evaluator(policy.act, args.episodes, args.best_of or None)
     finally:
         evaluator.close()
     best_of = args.best_of or policy.config.best_of
+    print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
+          f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
     with open(os.path.join(args.run, "evaluate.csv"), "a", newline="") as file:          # kept for tools/report.py
         columns = ("step", "stage", "success", "episodes", "length", "return", "best_of")
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(result | dict(step=policy.step, stage=policy.stage, best_of=best_of))
-    print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
-          f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
 
 
-def film(policy, path: str) -> None:
+def film(policy, path: str, best_of: int | None) -> None:
     """One evaluation episode as an animated GIF."""
     from matplotlib import animation, pyplot
     name = policy.config.task
@@ -59,7 +59,7 @@ def film(policy, path: str) -> None:
         raise UserError(f"no film: rendering does not work here ({type(error).__name__}); install EGL (libegl1 libegl-mesa0 "
                         "libgl1-mesa-dri) or OSMesa (libosmesa6) and set MUJOCO_GL=egl or osmesa") from None
     while not over:
-        for action in policy.act(obs[None], generator)[0].numpy():
+        for action in policy.act(obs[None], generator, best_of)[0].numpy():
             obs, _, terminated, truncated, _ = env.step(action)
             frames.append(env.render())
             over = terminated or truncated
@@ -69,6 +69,7 @@ def film(policy, path: str) -> None:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.axis("off")
     image = axes.imshow(frames[0])
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     animation.FuncAnimation(figure, lambda i: image.set_data(frames[i]), range(0, len(frames), 2)).save(
         path, writer=animation.PillowWriter(fps=15))
     print(f"{path}: {len(frames)} frames")

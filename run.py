@@ -28,6 +28,7 @@ import config as config_module
 from config import Config, UserError
 
 FORMAT = 1           # of checkpoints; raised when an older one can no longer be read
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
 EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
 
 
@@ -60,10 +61,11 @@ def save(path: Path, state: dict) -> None:
     os.replace(temporary, path)
 
 
-def read(path: Path, device="cpu") -> dict:
-    """A saved state. Only tensors and plain data are loaded: a stranger's file cannot run code. UserError if broken."""
+def read(path: Path) -> dict:
+    """A saved state, on the CPU (whoever loads it moves it). Only tensors and plain data are read: a stranger's file cannot
+    run code. UserError if it is broken."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start over") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -92,7 +94,7 @@ def load(folder: str | Path, device: str = "cpu"):
         raise UserError(f"{folder} holds no checkpoint yet")
     task = envs.task(config.task)
     policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
-    state = read(path, device)
+    state = read(path)
     try:
         policy.load_state_dict(state["algorithm"])
     except (RuntimeError, KeyError, ValueError):
@@ -121,9 +123,9 @@ class Run:
         self.tracker = _tracker(config.log, folder)
 
     def write_config(self) -> None:
-        packages = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
         record = dict(config=dataclasses.asdict(self.config), data=self.source, command=sys.argv,
-                      versions={p: metadata.version(p) for p in packages} | {"python": platform.python_version()},
+                      versions={d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
+                      | {"python": platform.python_version()},
                       git=_git_commit(), machine=dict(system=platform.platform(), cores=os.cpu_count(),
                                                       gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None))
         temporary = self.folder / "config.json.tmp"
@@ -164,6 +166,17 @@ class Run:
             rows = self.rows(name)
             if rows:
                 self.write_rows(name, [r for r in rows if int(r["step"]) <= step], list(rows[0]))
+
+    def take_rows(self, sibling: Path, last: int) -> None:
+        """Stage 1's rows of the sibling it was taken from: the curve of a run begins at its step 0. The last evaluation
+        only if it had as many episodes as this run's would."""
+        for name in ("train.csv", "eval.csv"):
+            if (sibling / name).exists():
+                with open(sibling / name, newline="") as file:
+                    rows = [r for r in csv.DictReader(file) if r["stage"] == "offline"
+                            and (int(r["step"]) < last or int(r.get("episodes", self.config.final_episodes)) == self.config.final_episodes)]
+                if rows:
+                    self.write_rows(name, rows)
 
     def draw(self) -> None:
         draw_curve(self.folder, self.folder / "curve.png")

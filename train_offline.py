@@ -42,7 +42,7 @@ def prepare(config: Config, given: set[str]):
     buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
-        config=config, run=run, buffer=buffer, algo=algo, device=device, task=task, step=0, episode=0, stage="offline",
+        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
         batches=torch.Generator(device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
@@ -52,8 +52,9 @@ def prepare(config: Config, given: set[str]):
 def restore(t) -> None:
     """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
     if not t.run.checkpoint.exists():
+        t.run.cut_rows_after(0)              # a run that died before its first checkpoint starts over
         return
-    state = run_module.read(t.run.checkpoint, t.device)
+    state = run_module.read(t.run.checkpoint)
     before = state["config"]
     if state["stage"] == "offline" and t.run.is_my_offline(t.run.offline):
         return                               # stage 1 is complete: stage 2 starts from offline.pt, no --resume needed
@@ -65,20 +66,34 @@ def restore(t) -> None:
         mine, saved = getattr(t.config, f.name), before.get(f.name)
         if f.metadata["group"] != "run" and (list(mine) if isinstance(mine, tuple) else mine) != saved:
             raise UserError(f"--resume: the run in {t.run.folder} has --{f.name.replace('_', '-')} {saved}, not {mine}")
+    end = t.config.offline_steps + (t.config.online_steps if state["stage"] == "online" else 0)
+    if state["step"] > end:
+        raise UserError(f"--resume: {t.run.folder} is at step {state['step']} already, beyond the {end} asked for")
     if state["data"] != t.run.source["sha256"]:
         raise UserError(f"--resume: the data have changed since {t.run.folder} was started")
     t.algo.load_state_dict(state["algorithm"])
     t.buffer.load_state_dict(state["buffer"])
     t.step, t.episode, t.stage = state["step"], state["episode"], state["stage"]
     if state["device"] == t.device.type:
-        t.batches.set_state(state["batches"].cpu())
-    t.acting.set_state(state["acting"].cpu())
+        t.batches.set_state(state["batches"])
+    t.acting.set_state(state["acting"])
     if t.buffer.size > t.buffer.offline_size:
         t.buffer.end_episode()               # the simulator's state is not kept: the episode that was cut ends here
     t.run.cut_rows_after(t.step)
 
 
+def finite_row(t) -> dict[str, float]:
+    """The newest update's losses and diagnostics, read back from the device. UserError when one is not finite."""
+    row = {name: value.item() for name, value in (t.info or {}).items()}
+    broken = [name for name, value in row.items() if not math.isfinite(value)]
+    if broken:
+        kept = f"the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else "nothing was saved yet"
+        raise UserError(f"step {t.step}: {', '.join(broken)} not finite; {kept}")
+    return row
+
+
 def save(t) -> None:
+    finite_row(t)                            # a broken state must not replace a good one
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(t.config).items()}
     run_module.save(t.run.checkpoint, dict(
         algorithm=t.algo.state_dict(), buffer=t.buffer.state_dict(), step=t.step, episode=t.episode, stage=t.stage,
@@ -86,8 +101,8 @@ def save(t) -> None:
         acting=t.acting.get_state()))
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, raised between two steps: never in the middle of an update."""
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, raised between two steps: never in the middle of an update, and caught by no `except Exception`."""
 
 
 @contextlib.contextmanager
@@ -106,8 +121,10 @@ def interruptible(t):
         for s in old:
             signal.signal(s, signal.SIG_IGN)                     # a second Ctrl-C must not spoil the saving
         save(t)
-        words = [w for w in sys.argv if w != "--resume"]
-        print(f"\nstopped at step {t.step} and saved; continue with:  python {shlex.join([*words, '--resume'])}", flush=True)
+        words = [w for w in sys.argv if w != "--resume"] + ["--resume"]
+        if t.config.data == "auto":                              # hosts may come and go; the run's data do not
+            words += ["--data", t.run.source["kind"]]
+        print(f"\nstopped at step {t.step} and saved; continue with:  python {shlex.join(words)}", flush=True)
         raise SystemExit(130) from None
     finally:
         for s, h in old.items():
@@ -116,12 +133,12 @@ def interruptible(t):
 
 
 def evaluate(t) -> None:
-    """One row of eval.csv, unless this step has one already."""
+    """One row of eval.csv, if this step is due one and has none."""
     c = t.config
-    if any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+    ends = (c.offline_steps, c.offline_steps + c.online_steps)
+    if t.step % c.eval_every and t.step not in ends or any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
         return
-    last = t.step in (c.offline_steps, c.offline_steps + c.online_steps)
-    episodes = c.final_episodes if last else c.eval_episodes
+    episodes = c.final_episodes if t.step in ends else c.eval_episodes
     result = t.evaluator(t.algo.act, episodes)
     t.success = result["success"]
     t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
@@ -133,38 +150,35 @@ def evaluate(t) -> None:
 def loop(t, stage: str, last: int, one_step) -> None:
     """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step returns the update's info
     (or None where nothing was trained)."""
-    c, t.stage, t.success = t.config, stage, None
-    first, saved = t.step, time.time()
+    c, t.stage, t.success, t.info = t.config, stage, None, None
+    saved, trained, began = time.time(), 0, 0.0
     with tqdm(total=last, initial=t.step, desc=f"{c.task} {stage}", dynamic_ncols=True, smoothing=0.05) as bar:
         evaluate(t)                                               # step 0, the start of stage 2, or one that was cut short
         while t.step < last:
             t.busy = True
-            info = one_step()
+            t.info = one_step()
             t.step += 1
             t.busy = False
             bar.update()
-            if t.step == first + 5:                               # the first step may have compiled for a minute
+            trained += t.info is not None
+            if trained == 5:                                      # the first update may have compiled for a minute
                 began = time.time()
-            if t.step == first + 25 and t.device.type == "cpu":
-                hours = (time.time() - began) / 20 * (c.offline_steps + c.online_steps - first) / 3600
+            if trained == 25 and t.info and t.device.type == "cpu":
+                hours = (time.time() - began) / 20 * (c.offline_steps + c.online_steps - t.step) / 3600
                 if hours > 3:
                     bar.write(f"about {hours:.0f} hours at this speed on this CPU for all that is left; --preset quick "
                               "runs the same algorithm at a smaller size in minutes")
-            if info and (t.step % c.log_every == 0 or t.step == last):
-                row = {name: value.item() for name, value in info.items()}       # the only read-back from the device
-                broken = [name for name, value in row.items() if not math.isfinite(value)]
-                if broken:
-                    raise UserError(f"step {t.step}: {', '.join(broken)} not finite; the last good state is {t.run.checkpoint}")
-                t.run.append("train.csv", dict(step=t.step, stage=stage, **row))
-            if t.step % c.eval_every == 0 or t.step == last:
-                evaluate(t)
-            if t.success is not None:
-                bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
+            if t.info and (t.step % c.log_every == 0 or t.step == last):
+                t.run.append("train.csv", dict(step=t.step, stage=stage, **finite_row(t)))
             if t.interrupt:
                 raise Interrupted
-            if t.step % c.eval_every == 0 or t.step == last or time.time() - saved > 600:
+            due = t.step % c.eval_every == 0 or t.step == last
+            if due or time.time() - saved > 600:                  # before evaluating, which is where processes may die
                 save(t)
                 saved = time.time()
+            if due:
+                evaluate(t)
+                bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
 
 
 def offline_stage(t) -> None:

@@ -52,15 +52,13 @@ def take_offline(t) -> bool:
     path = t.run.find_offline()
     if path is None:
         return False
-    state = run_module.read(path, t.device)
+    state = run_module.read(path)
     t.algo.load_state_dict(state["algorithm"])
     t.step = state["step"]
+    t.run.cut_rows_after(t.step)
     if path != t.run.offline:
         print(f"stage 1 taken from {path}")
-        for name in ("train.csv", "eval.csv"):                   # the curve of a run begins at its step 0
-            with open(path.parent / name) as file:
-                lines = file.readlines()
-            (t.run.folder / name).write_text(lines[0] + "".join(x for x in lines[1:] if ",offline," in x))
+        t.run.take_rows(path.parent, t.step)
     return True
 
 

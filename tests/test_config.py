@@ -35,7 +35,9 @@ def test_precedence_option_preset_table_default():
     assert build({"task": "lift"}).temperatures == (0.005, 0.05)                                  # table over default
     assert build({"task": "lift", "preset": "released"}).temperatures == (0.1,)                   # preset over table
     assert build({"task": "lift", "preset": "released", "temperatures": (0.2,)}).temperatures == (0.2,)     # option over all
-    assert build({"task": "lift", "method": "dfp-no-topk"}).topk_weight == 0
+    assert build({"task": "lift", "method": "dfp-no-topk", "preset": "released"}).topk_weight == 0
+    with pytest.raises(UserError, match="means --topk-weight 0"):
+        build({"task": "lift", "method": "dfp-no-topk", "topk_weight": 0.5})
 
 
 def test_released_preset():
@@ -64,7 +66,7 @@ def test_command_line():
     ("--task lift --hidden -3", "must be positive"), ("--task lift --discount 1.5", "(0, 1]"),
     ("--task lift --temperatures 0.1 0", "must be positive"), ("--task lift --offline-steps many", "invalid int value"),
     ("--task lift --nonsense 3", "unrecognized"), ("--task lift --preset offline-rl", "Table 8"),
-    ("--task lift --lr nan", "--lr")])
+    ("--task lift --lr nan", "--lr"), ("--task lift --topk-weight nan", "--topk-weight")])
 def test_every_error_is_one_line(words, says):
     with pytest.raises(UserError) as error:
         parse("", words.split())

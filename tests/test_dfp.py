@@ -85,7 +85,7 @@ def test_bc_mask_hides_the_next_episode():
     assert results == {True: (True, True), False: (False, True)}               # the critic ignores such rows either way
 
 
-def test_shared_generated_samples_and_improvement_direction():
+def test_topk_moves_the_policy_to_what_the_critic_likes():
     """With a critic that likes large actions, L_topK moves the policy up; without it, it stays with the data."""
     final = {}
     for weight in (0.0, 2.0):

@@ -196,8 +196,9 @@ def test_precision_of_inputs():
 
 @pytest.mark.parametrize("change", [dict(positives=torch.zeros(3, 2, 5)), dict(positives=torch.zeros(2, 2, 4)),
                                     dict(negatives=torch.zeros(1, 2, 5)), dict(mask=torch.ones(2, 4)),
-                                    dict(generated=torch.zeros(2, 5))])
-def test_wrong_shapes_are_named(change):
+                                    dict(generated=torch.zeros(2, 5)), dict(positives=torch.zeros(2, 0, 5)),
+                                    dict(temperatures=()), dict(temperatures=(0.1, 0.0)), dict(positive_weight=torch.ones(2, 3))])
+def test_wrong_arguments_are_named(change):
     good = dict(generated=torch.zeros(2, 4, 5), positives=torch.zeros(2, 2, 5))
     with pytest.raises(ValueError, match=r"\("):
         drift_loss(**good | change)

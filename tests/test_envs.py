@@ -112,16 +112,50 @@ def test_chunks_run_open_loop_and_stop_with_the_episode():
     assert (obs[0], reward, terminated, info["steps"]) == (3, 0, True, 0)
 
 
-def test_evaluation_does_not_depend_on_the_number_of_workers():
+class Seeded(Counter):
+    """Length, reward and success depend on the episode's seed and on the actions."""
+    observation_space = envs.gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.n, self.length = 0, 2 + (seed * 7) % 11
+        return np.full(1, seed % 1000, np.float32), {}
+
+    def step(self, action):
+        self.n += 1
+        over = self.n >= self.length
+        success = over and self.length % 2 == 0
+        return np.full(1, self.n, np.float32), float(action.sum()), success, over and not success, {"success": success}
+
+
+def make_seeded(name, chunk):
+    return envs.ChunkEnv(Seeded(), chunk)
+
+
+def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
+    episodes, chunk = 13, 3
+
     def act(obs, generators, best_of):
-        return torch.stack([torch.rand(5, 5, generator=g) * 2 - 1 for g in generators]) * np.sign(obs[0, 0])
-    results = []
-    for workers in (1, 2):
-        evaluator = envs.Evaluator("cube-single-task2", 5, workers)
+        return torch.stack([torch.rand(chunk, 2, generator=g) * 2 - 1 for g in generators])
+    lengths, returns = [], []
+    for i in range(episodes):                                              # by hand, one after the other
+        generator, env = torch.Generator().manual_seed(envs.EVAL_SEED + i), Seeded()
+        env.reset(seed=envs.EVAL_SEED + i)
+        total, over = 0.0, False
+        while not over:
+            for action in act(None, [generator], None)[0].numpy():
+                _, reward, terminated, truncated, _ = env.step(action)
+                total, over = total + reward, terminated or truncated
+                if over:
+                    break
+        lengths.append(env.n)
+        returns.append(total)
+    assert len(set(lengths)) > 3
+    for workers in (1, 3):
+        evaluator = envs.Evaluator("any", chunk, workers, make_seeded)
         state = torch.random.get_rng_state()
-        results.append([evaluator(act, 3) for _ in range(2)][-1])
+        for _ in range(2):                                                 # evaluating again gives the same again
+            result = evaluator(act, episodes)
+            assert result["length"] == np.mean(lengths) and result["success"] == np.mean([n % 2 == 0 for n in lengths])
+            assert abs(result["return"] - np.mean(returns)) < 1e-5
         assert torch.equal(state, torch.random.get_rng_state())             # training's random numbers are not touched
         evaluator.close()
-    for name in ("success", "return", "length"):
-        assert results[0][name] == results[1][name]
-    assert results[0]["length"] == 200 and results[0]["return"] == -200

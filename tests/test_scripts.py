@@ -19,10 +19,10 @@ SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-s
          "--online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 --log-every 5 --workers 1 --threads 1 --precision fp32")
 
 
-def script(name, folder, data, words="", task="cube-single-task2", code=0):
+def script(name, folder, data, words="", task="cube-single-task2", code=0, **environment):
     """Runs a script in `folder` and returns its output; the exit code must be `code`, without a stack trace."""
     command = [sys.executable, str(ROOT / name), *(f"--task {task} {SMALL} --data-dir {data} {words}".split() if task else words.split())]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | environment)
     output = result.stdout + result.stderr
     assert result.returncode == code, output
     assert "Traceback" not in output, output
@@ -113,11 +113,11 @@ def test_existing_run_asks_for_resume_and_finished_one_can_be_extended(first, ho
 def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, home):
     words = f"--task cube-single-task2 {SMALL} --data-dir {home} --offline-steps 100000 --eval-every 100000".split()
     process = subprocess.Popen([sys.executable, str(ROOT / "train_online.py"), *words], cwd=tmp_path, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
     deadline = time.time() + 120
     while not list(tmp_path.glob("runs/*/*/*/*/seed0/train.csv")) and time.time() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)                    # as a terminal does: workers get it too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in output and "continue with:" in output
     command = output.split("continue with:")[1].split()
@@ -144,11 +144,12 @@ def test_evaluate_and_load_from_python(first):
 @pytest.mark.parametrize("words, says", [
     ("--online-steps 10", "do not exceed --warmup"), ("--preset offline-rl --online-steps 0 --warmup 0", "train_offline.py"),
     ("--device cuda", "no GPU"), ("--out /proc/nowhere", "cannot write"), ("--chunk 1300", "longer than every episode"),
-    ("--data official --data-dir /nonexistent", "could not be had")])
+    ("--data official --data-dir elsewhere", "could not be had"),
+    ("--seed 99999999999999999999", "--seed must be below")])
 def test_impossible_wishes_are_one_line(tmp_path, home, words, says):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    output = script("train_online.py", tmp_path, home, words, code=2)
+    output = script("train_online.py", tmp_path, home, words, code=2, HOME=str(tmp_path), https_proxy="http://127.0.0.1:9")
     assert says in output and output.count("error:") == 1
     assert not list(tmp_path.glob("runs/**/config.json"))                     # refused before anything was written
 
@@ -191,6 +192,38 @@ def test_two_processes_in_one_folder(tmp_path):
         run.Run(tmp_path, config, {})
     one.lock.close()
     run.Run(tmp_path, config, {}).lock.close()
+
+
+def test_restart_without_a_checkpoint_starts_its_tables_over(tmp_path):
+    one = run.Run(tmp_path, build({"task": "lift"}), {})
+    for step in (0, 5, 10):
+        one.append("train.csv", dict(step=step, stage="offline", loss=1.0))
+    one.append("train.csv", dict(step=15, stage="online", loss=1.0, topk_loss=2.0))          # a new column, in place
+    assert [r["topk_loss"] for r in one.rows("train.csv")] == ["", "", "", "2.0"]
+    one.cut_rows_after(5)
+    assert [r["step"] for r in one.rows("train.csv")] == ["0", "5"]
+
+
+def test_a_broken_loss_stops_and_keeps_the_last_good_state(tmp_path):
+    import train_offline
+    from types import SimpleNamespace
+    kept = tmp_path / "checkpoint.pt"
+    kept.write_bytes(b"good")
+    t = SimpleNamespace(step=7, info={"critic_loss": torch.tensor(float("nan")), "q": torch.tensor(1.0)}, run=SimpleNamespace(checkpoint=kept))
+    with pytest.raises(UserError, match="step 7: critic_loss not finite; the last good state is"):
+        train_offline.save(t)
+    assert kept.read_bytes() == b"good"
+
+
+def test_report_from_run_folders(first, tmp_path):
+    folder, out, _ = first
+    script("evaluate.py", folder, None, f"{out} --episodes 1 --workers 1 --best-of 1", task=None)
+    result = subprocess.run([sys.executable, "-m", "tools.report", str(out), "--out", str(tmp_path / "r")], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    table = (tmp_path / "r/table.md").read_text()
+    assert "cube-single-task2 | dfp" in table and "generated | 1 |" in table and (tmp_path / "r/curves.png").exists()
+    again = subprocess.run([sys.executable, "-m", "tools.report", str(tmp_path / "r/runs.csv"), "--out", str(tmp_path / "s")], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and (tmp_path / "s/table.md").read_text() == table
 
 
 @pytest.mark.slow

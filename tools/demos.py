@@ -42,10 +42,7 @@ def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, 
     if path.exists():
         return path
     parts = path.with_name(path.name + ".parts")
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write generated data to {folder}: {error.strerror}; choose another --data-dir") from None
+    parts.mkdir(parents=True, exist_ok=True)
     if task.suite == "robomimic":
         # Only successes are kept, as in the official sets.
         chosen = _attempts(functools.partial(_demonstration, task.name), parts, "demo", size, lambda e: 1, workers,
@@ -167,7 +164,7 @@ def write_robomimic(path: Path, task: envs.Task, episodes) -> None:
             for key, value in episode.items():
                 group.create_dataset(key, data=value)
         data.attrs.update(total=total, env_args=json.dumps(env_args))
-        held_out = names[9::10]                            # every tenth, all operators in turn
+        held_out = names[10::11]                           # 11 and 6 share no factor: every operator gets its turn
         masks = {"valid": held_out, "train": [n for n in names if n not in held_out]} | operators
         for key, members in masks.items():
             file[f"mask/{key}"] = np.array(members, dtype="S")

@@ -36,16 +36,19 @@ def collect(folders) -> list[dict]:
 
 
 def groups(rows) -> dict:
-    """{(task, method, data, setting): {seed: [rows]}} in the order of config.TASKS."""
-    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    """{(task, method, data, setting and steps): {seed: [rows]}} in the order of config.TASKS."""
+    runs, found = collections.defaultdict(list), collections.defaultdict(dict)
     for row in rows:
-        found[row["task"], row["method"], row["data"], row["setting"]][int(row["seed"])].append(row)
+        runs[row["task"], row["method"], row["data"], row["setting"], row["offline_steps"], int(row["seed"])].append(row)
+    for (task, method, data, setting, offline, seed), series in runs.items():
+        online = max(0, max(int(r["step"]) for r in series) - offline)
+        found[task, method, data, f"{setting}, {offline:,} + {online:,} steps"][seed] = series
     return dict(sorted(found.items(), key=lambda item: (config.TASKS.index(item[0][0]), item[0][1:])))
 
 
 def table(rows) -> str:
     """Markdown: success in % at the end of each stage, mean (each seed), and of the raw policy at the end."""
-    lines = ["| task | method | setting | data | steps | seeds | offline | online | raw policy (best of 1) |", "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| task | method | setting | data | seeds | offline | online | raw policy (best of 1) |", "|---|---|---|---|---|---|---|---|"]
     for (task, method, data, setting), seeds in groups(rows).items():
         ends, raw = {"offline": [], "online": []}, []
         for _, series in sorted(seeds.items()):
@@ -53,10 +56,10 @@ def table(rows) -> str:
             last = {stage: [r for r in own if r["stage"] == stage] for stage in ends}
             for stage in ends:
                 ends[stage] += [100 * float(last[stage][-1]["success"])] if last[stage] else []
-            raw += [100 * float(r["success"]) for r in series if not r.get("seconds") and r["best_of"] == "1" and r["step"] == own[-1]["step"]]
+            ones = [r for r in series if not r.get("seconds") and r["best_of"] == "1" and r["step"] == own[-1]["step"]]
+            raw += [100 * float(ones[-1]["success"])] if ones else []               # the newest, where there are several
         show = lambda values: f"{np.mean(values):.0f} ({', '.join(f'{v:.0f}' for v in values)})" if values else "–"   # noqa: E731
-        steps = f"{own[-1]['offline_steps']:,} + {max(0, int(own[-1]['step']) - own[-1]['offline_steps']):,}"
-        lines.append(f"| {task} | {method} | {setting} | {data} | {steps} | {len(seeds)} | {show(ends['offline'])} | {show(ends['online'])} | {show(raw)} |")
+        lines.append(f"| {task} | {method} | {setting} | {data} | {len(seeds)} | {show(ends['offline'])} | {show(ends['online'])} | {show(raw)} |")
     return "\n".join(lines) + "\n"
 
 
