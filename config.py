@@ -228,7 +228,7 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
 def main(function) -> None:
     """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
     try:
-        function()
+        return function()
     except KeyboardInterrupt:                              # before or between stages; within one, train_offline.py saves
         print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
         raise SystemExit(130) from None

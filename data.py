@@ -117,7 +117,8 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     import ogbench.utils
     dataset = ogbench.utils.load_dataset(str(path), add_info=True)          # terminals: 1 at the end of a trajectory
     env = envs.make(task.name)
-    ogbench.relabel_utils.relabel_dataset(task.source, env, dataset)        # masks: 0 where the goal is reached
+    # Rewards and masks (0 where the goal is reached) speak of the state *before* a row's action, unlike online ones.
+    ogbench.relabel_utils.relabel_dataset(task.source, env, dataset)
     env.close()
     return {name: dataset[name] for name in FIELDS}
 

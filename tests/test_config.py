@@ -46,7 +46,7 @@ def test_released_preset():
 
 
 def test_quick_is_the_same_algorithm_at_a_smaller_size():
-    allowed = {"preset", "hidden", "batch_size", "offline_steps", "online_steps", "warmup", "ema_rate", "eval_every",
+    allowed = {"preset", "hidden", "batch_size", "offline_steps", "online_steps", "warmup", "eval_every",
                "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "compile"}
     for task in TASKS:
         paper, quick = build({"task": task}), build({"task": task, "preset": "quick"})

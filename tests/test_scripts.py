@@ -103,7 +103,7 @@ def test_existing_run_asks_for_resume_and_finished_one_can_be_extended(first, ho
     folder, out, _ = first
     before = rows(out, "train.csv")
     assert "--resume" in script("train_online.py", folder, home, code=2)
-    assert "--online-steps" in script("train_online.py", folder, home, "--resume --online-steps 20", code=2)
+    assert "beyond the 50 asked for" in script("train_online.py", folder, home, "--resume --online-steps 20", code=2)
     assert "stage 1" in script("train_online.py", folder, home, "--resume --offline-steps 40", code=2)
     script("train_online.py", folder, home, "--resume --online-steps 50")
     after = rows(out, "train.csv")
