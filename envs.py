@@ -15,6 +15,7 @@ What all tasks share:
 import contextlib
 import functools
 import logging
+import multiprocessing
 import os
 import signal
 import warnings
@@ -212,8 +213,10 @@ class ChunkEnv(gymnasium.Wrapper):
 
 
 def ignore_interrupts() -> None:
-    """For worker processes: Ctrl-C reaches the whole process group, but only the main process answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In worker processes: Ctrl-C reaches the whole process group, but only the main process answers it. (Elsewhere nothing:
+    gymnasium also builds one environment in the main process, to learn its spaces.)"""
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def make_chunked(name: str, chunk: int) -> gymnasium.Env:
