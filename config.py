@@ -12,6 +12,7 @@ Knobs belong to a group, and the group decides who must agree with whom:
 import argparse
 import dataclasses
 import difflib
+import signal
 import sys
 from dataclasses import dataclass, field, fields
 
@@ -227,6 +228,7 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
 
 def main(function) -> None:
     """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)      # like Ctrl-C: processes that generate data are ended too
     try:
         return function()
     except KeyboardInterrupt:                              # before or between stages; within one, train_offline.py saves

@@ -42,7 +42,7 @@ def prepare(config: Config, given: set[str]):
     buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
-        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
+        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline", info=None,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
         batches=torch.Generator(device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
@@ -178,6 +178,7 @@ def loop(t, stage: str, last: int, one_step) -> None:
                 saved = time.time()
             if due:
                 evaluate(t)
+            if due and t.success is not None:
                 bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
 
 
