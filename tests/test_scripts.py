@@ -1,15 +1,21 @@
 """The scripts from end to end, tiny: both stages, resume, interruption, one-line errors, and what may change training."""
+import contextlib
 import csv
+import gc
+import importlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
 
+import config
 import run
 from config import UserError, build
 from conftest import ROOT
@@ -19,13 +25,25 @@ SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-s
          "--online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 --log-every 5 --workers 1 --threads 1 --precision fp32")
 
 
-def script(name, folder, data, words="", task="cube-single-task2", code=0, **environment):
-    """Runs a script in `folder` and returns its output; the exit code must be `code`, without a stack trace."""
-    command = [sys.executable, str(ROOT / name), *(f"--task {task} {SMALL} --data-dir {data} {words}".split() if task else words.split())]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env=os.environ | environment)
-    output = result.stdout + result.stderr
-    assert result.returncode == code, output
-    assert "Traceback" not in output, output
+def script(name, folder, data, words="", task="cube-single-task2", code=0, fresh=False, **environment):
+    """Runs a script in `folder` and returns its output; the exit code must be `code`, without a stack trace. In this process,
+    which saves the start-up, or in a fresh one."""
+    words = f"--task {task} {SMALL} --data-dir {data} {words}".split() if task else words.split()
+    if fresh:
+        result = subprocess.run([sys.executable, str(ROOT / name), *words], cwd=folder, capture_output=True, text=True, timeout=600)
+        returned, output = result.returncode, result.stdout + result.stderr
+    else:
+        module, out = importlib.import_module(name[:-3]), io.StringIO()
+        with contextlib.chdir(folder), mock.patch.object(sys, "argv", [name, *words]), mock.patch.dict(os.environ, environment), \
+                contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            try:
+                config.main(module.main)
+                returned = 0
+            except SystemExit as stop:
+                returned = stop.code
+        gc.collect()                                             # lets go of the run folder's lock
+        output = out.getvalue()
+    assert returned == code and "Traceback" not in output, output
     return output
 
 
@@ -43,7 +61,7 @@ def home(generated):  # noqa: F811
 def first(tmp_path_factory, home):
     """One whole run, for the tests below: (folder it was started in, run folder, output)."""
     folder = tmp_path_factory.mktemp("run")
-    output = script("train_online.py", folder, home)
+    output = script("train_online.py", folder, home, fresh=True)
     return folder, next(folder.glob("runs/*/*/*/*/seed0")), output
 
 
@@ -132,7 +150,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, home):
 
 def test_evaluate_and_load_from_python(first):
     folder, out, _ = first
-    output = script("evaluate.py", folder, None, f"{out} --episodes 2 --workers 1 --best-of 1", task=None)
+    output = script("evaluate.py", folder, None, f"{out} --episodes 2 --workers 1 --best-of 1", task=None, fresh=True)
     assert "success" in output and "over 2 episodes" in output and "best of 1" in output
     policy = run.load(out)
     assert policy.act(torch.zeros(3, 28)).shape == (3, 5, 5)
@@ -155,7 +173,7 @@ def test_impossible_wishes_are_one_line(tmp_path, home, words, says):
 
 
 def test_unknown_task_lists_the_tasks(tmp_path):
-    output = script("train_online.py", tmp_path, None, "--task sqare", task=None, code=2)
+    output = script("train_online.py", tmp_path, None, "--task sqare", task=None, code=2, fresh=True)
     assert "did you mean 'square'" in output and "cube-quadruple-task4" in output
 
 
