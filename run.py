@@ -74,6 +74,14 @@ def read(path: Path) -> dict:
     return state
 
 
+def read_rows(path: Path) -> list[dict]:
+    """A CSV file's rows by column name; none where there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def read_config(folder: Path) -> tuple[Config, dict]:
     """config.json -> (Config, the whole record)."""
     try:
@@ -134,11 +142,7 @@ class Run:
 
     # ---- CSV files
     def rows(self, name: str) -> list[dict]:
-        path = self.folder / name
-        if not path.exists():
-            return []
-        with open(path, newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.folder / name)
 
     def append(self, name: str, row: dict) -> None:
         """One row; columns that appear later (stage 2 has more losses) are added to the header."""
@@ -171,12 +175,10 @@ class Run:
         """Stage 1's rows of the sibling it was taken from: the curve of a run begins at its step 0. The last evaluation
         only if it had as many episodes as this run's would."""
         for name in ("train.csv", "eval.csv"):
-            if (sibling / name).exists():
-                with open(sibling / name, newline="") as file:
-                    rows = [r for r in csv.DictReader(file) if r["stage"] == "offline"
-                            and (int(r["step"]) < last or int(r.get("episodes", self.config.final_episodes)) == self.config.final_episodes)]
-                if rows:
-                    self.write_rows(name, rows)
+            rows = [r for r in read_rows(sibling / name) if r["stage"] == "offline"
+                    and (int(r["step"]) < last or int(r.get("episodes", self.config.final_episodes)) == self.config.final_episodes)]
+            if rows:
+                self.write_rows(name, rows)
 
     def draw(self) -> None:
         draw_curve(self.folder, self.folder / "curve.png")
@@ -205,8 +207,7 @@ def draw_curve(folder: Path, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     config, record = read_config(folder)
-    with open(Path(folder) / "eval.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(Path(folder) / "eval.csv")
     steps, success = [int(r["step"]) for r in rows], [100 * float(r["success"]) for r in rows]
     figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
     axes.axvspan(0, config.offline_steps, color="0.92", lw=0)

@@ -27,11 +27,7 @@ def collect(folders) -> list[dict]:
         about = dict(task=c.task, method=c.method, data=record["data"]["kind"], setting=path.parent.parent.name, seed=c.seed,
                      offline_steps=c.offline_steps, best_of=c.best_of)
         for name in ("eval.csv", "evaluate.csv"):
-            if (path.parent / name).exists():
-                with open(path.parent / name, newline="") as file:
-                    rows += [about | {k: v for k, v in row.items() if k in COLUMNS} for row in csv.DictReader(file)]
-    if not rows:
-        raise UserError(f"no evaluated runs below {' '.join(map(str, folders))}")
+            rows += [about | {k: v for k, v in row.items() if k in COLUMNS} for row in run.read_rows(path.parent / name)]
     return rows
 
 
@@ -94,10 +90,11 @@ def main() -> None:
     parser.add_argument("--out", default="results", help="folder to write to")
     args = parser.parse_args()
     if args.folders[0].endswith(".csv"):
-        with open(args.folders[0], newline="") as file:
-            rows = [row | {"offline_steps": int(row["offline_steps"])} for row in csv.DictReader(file)]
+        rows = [row | {"offline_steps": int(row["offline_steps"])} for row in run.read_rows(Path(args.folders[0]))]
     else:
         rows = collect(args.folders)
+    if not rows:
+        raise UserError(f"no evaluated runs in {' '.join(args.folders)}")
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "runs.csv", "w", newline="") as file:
