@@ -109,10 +109,14 @@ class Config:
         need(self.top_k <= self.num_candidates,
              f"--top-k {self.top_k} cannot exceed --num-candidates {self.num_candidates}: K of N are kept")
 
+    def plain(self) -> dict:
+        """The knobs as a file gives them back: tuples as lists."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
     def stage1_knobs(self) -> dict:
         """What offline.pt depends on, for reuse by siblings."""
         also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if self.topk_offline else ()
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.metadata["group"] == "both" or f.name in also}
+        return {f.name: self.plain()[f.name] for f in fields(self) if f.metadata["group"] == "both" or f.name in also}
 
 
 # ------------------------------------------------------------------------------------------------- Tables 5 and 8

@@ -197,8 +197,7 @@ class Run:
 
     def identity(self) -> dict:
         """What stage 1 depends on. A longer or shorter stage 1 is another one."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.config.stage1_knobs().items()} | {
-            "offline_steps": self.config.offline_steps, "data": self.source["sha256"]}
+        return self.config.stage1_knobs() | {"offline_steps": self.config.offline_steps, "data": self.source["sha256"]}
 
 
 def draw_curve(folder: Path, path: Path) -> None:

@@ -52,7 +52,8 @@ def prepare(config: Config, given: set[str]):
 def restore(t) -> None:
     """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
     if not t.run.checkpoint.exists():
-        t.run.cut_rows_after(0)              # a run that died before its first checkpoint starts over
+        if not t.run.is_my_offline(t.run.offline):
+            t.run.cut_rows_after(0)          # a run that died before its first checkpoint starts over
         return
     state = run_module.read(t.run.checkpoint)
     before = state["config"]
@@ -63,8 +64,8 @@ def restore(t) -> None:
     if state["stage"] == "online" and before["offline_steps"] != t.config.offline_steps:
         raise UserError(f"--offline-steps: stage 1 of {t.run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(t.config):
-        mine, saved = getattr(t.config, f.name), before.get(f.name)
-        if f.metadata["group"] != "run" and (list(mine) if isinstance(mine, tuple) else mine) != saved:
+        mine, saved = t.config.plain()[f.name], before.get(f.name)
+        if f.metadata["group"] != "run" and mine != saved:
             raise UserError(f"--resume: the run in {t.run.folder} has --{f.name.replace('_', '-')} {saved}, not {mine}")
     end = t.config.offline_steps + (t.config.online_steps if state["stage"] == "online" else 0)
     if state["step"] > end:
@@ -94,10 +95,9 @@ def finite_row(t) -> dict[str, float]:
 
 def save(t) -> None:
     finite_row(t)                            # a broken state must not replace a good one
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(t.config).items()}
     run_module.save(t.run.checkpoint, dict(
         algorithm=t.algo.state_dict(), buffer=t.buffer.state_dict(), step=t.step, episode=t.episode, stage=t.stage,
-        config=plain, data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(),
+        config=t.config.plain(), data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(),
         acting=t.acting.get_state()))
 
 

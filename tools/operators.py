@@ -29,7 +29,7 @@ import envs
 BODY = {"lift": "cube", "can": "Can", "square": "SquareNut"}      # the object's name in robosuite's observations
 # Scales all speeds, so that successes are about as long as the multi-human ones: 104, 209 and 269 steps.
 PACE = {"lift": 0.54, "can": 1.08, "square": 0.61}
-FINGERS_OPEN, FINGERS_SHUT = 0.06, 0.01   # metres between the fingers: at most 0.08; cube, can, handle .04, .05, .03
+FINGERS_OPEN, FINGERS_SHUT = 0.06, 0.02   # metres between the fingers: at most 0.08; cube, can, handle .04, .05, .03
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,10 @@ class Hand:
         target_yaw = plan.hand_yaw
         self.steps += 1
 
-        # Missed or lost: the hand is shut on nothing, or the object stayed behind. Both can be seen.
-        if self.phase == "carry" and (self.width < FINGERS_SHUT or np.linalg.norm(hand - grasp) > 0.035):
+        # Missed or lost: the fingers have met nothing, or the object stayed behind. Both can be seen. The hand opens again
+        # at once: fingers this close always mean "open", so a policy that has closed on air learns the way out.
+        if (self.phase in ("grasp", "carry") and self.width < FINGERS_SHUT
+                or self.phase == "carry" and np.linalg.norm(hand - grasp) > 0.035):
             plan.fumble = False
             self.enter("reach")
         if plan.fumble:
