@@ -219,9 +219,9 @@ def ignore_interrupts() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def make_chunked(name: str, chunk: int) -> gymnasium.Env:
+def make_in_worker(name: str, chunk: int | None = None) -> gymnasium.Env:
     ignore_interrupts()
-    return ChunkEnv(make(name), chunk)
+    return ChunkEnv(make(name), chunk) if chunk else make(name)
 
 
 @contextlib.contextmanager
@@ -235,27 +235,42 @@ def single_threaded_children():
         os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
 
+def in_processes(make, count: int) -> gymnasium.vector.AsyncVectorEnv:
+    """`count` environments, each in a process of its own: spawned, which is safe on macOS and beside torch's threads."""
+    with single_threaded_children():
+        return gymnasium.vector.AsyncVectorEnv([make] * count, context="spawn",
+                                               autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
+
+
+def end_processes(vector: gymnasium.vector.AsyncVectorEnv) -> None:
+    """Whatever they are doing; gymnasium would warn of a step that nobody waits for any more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        vector.close(terminate=True)
+
+
+def in_background(name: str) -> gymnasium.vector.AsyncVectorEnv:
+    """One environment in a process of its own: reset_async / reset_wait and step_async / step_wait, every value with a
+    leading axis of 1."""
+    return in_processes(functools.partial(make_in_worker, name), 1)
+
+
 class Evaluator:
     """Rolls a policy out in `workers` processes. evaluator(act, episodes) -> {"success", "return", "length", ...}.
 
     Episode i always starts from seed EVAL_SEED + i and draws its own noise, so results depend neither on the number of
     workers nor on what was evaluated before, and training's random numbers are never touched. Processes start at the
-    first call (spawned: safe on macOS, and with torch's threads) and stay.
+    first call and stay.
     """
 
-    def __init__(self, name: str, chunk: int, workers: int, make=make_chunked):
+    def __init__(self, name: str, chunk: int, workers: int, make=make_in_worker):
         self.make, self.workers, self.vector = functools.partial(make, name, chunk), max(1, workers), None
-
-    def start(self) -> None:
-        with single_threaded_children():
-            self.vector = gymnasium.vector.AsyncVectorEnv(
-                [self.make] * self.workers, context="spawn", autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
 
     def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:
         """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act."""
         import torch
         if self.vector is None:
-            self.start()
+            self.vector = in_processes(self.make, self.workers)
         n = self.workers
         success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
         lane = np.arange(n)                       # which episode each worker plays; >= episodes: none is left for it
@@ -283,5 +298,5 @@ class Evaluator:
 
     def close(self) -> None:
         if self.vector is not None:
-            self.vector.close(terminate=True)
+            end_processes(self.vector)
             self.vector = None

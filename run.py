@@ -27,7 +27,7 @@ import torch
 import config as config_module
 from config import Config, UserError
 
-FORMAT = 1           # of checkpoints; raised when an older one can no longer be read
+FORMAT = 2           # of checkpoints; raised when an older one can no longer be read
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
 EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
 

@@ -42,7 +42,7 @@ def prepare(config: Config, given: set[str]):
     buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
-        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline", info=None,
+        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline", info=None, collecting=None, collector=None,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
         batches=torch.Generator(device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
@@ -74,12 +74,10 @@ def restore(t) -> None:
         raise UserError(f"--resume: the data have changed since {t.run.folder} was started")
     t.algo.load_state_dict(state["algorithm"])
     t.buffer.load_state_dict(state["buffer"])
-    t.step, t.episode, t.stage = state["step"], state["episode"], state["stage"]
+    t.step, t.episode, t.stage, t.collecting = state["step"], state["episode"], state["stage"], state["collecting"]
     if state["device"] == t.device.type:
         t.batches.set_state(state["batches"])
     t.acting.set_state(state["acting"])
-    if t.buffer.size > t.buffer.offline_size:
-        t.buffer.end_episode()               # the simulator's state is not kept: the episode that was cut ends here
     t.run.cut_rows_after(t.step)
 
 
@@ -97,8 +95,8 @@ def save(t) -> None:
     finite_row(t)                            # a broken state must not replace a good one
     run_module.save(t.run.checkpoint, dict(
         algorithm=t.algo.state_dict(), buffer=t.buffer.state_dict(), step=t.step, episode=t.episode, stage=t.stage,
-        config=t.config.plain(), data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(),
-        acting=t.acting.get_state()))
+        collecting=t.collector.state_dict() if t.collector else t.collecting, config=t.config.plain(),
+        data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(), acting=t.acting.get_state()))
 
 
 class Interrupted(BaseException):

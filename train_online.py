@@ -5,6 +5,9 @@
 """
 import collections
 
+import numpy as np
+import torch
+
 import config as config_module
 import envs
 import run as run_module
@@ -13,29 +16,71 @@ from train_offline import interruptible, loop, offline_stage, prepare, restore
 
 
 class Collector:
-    """Lines 1-2 of Algorithm 1, one environment step at a time: whole chunks, executed open loop."""
+    """Lines 1-2 of Algorithm 1, one environment step at a time: whole chunks, executed open loop.
 
-    def __init__(self, t):
-        self.t, self.env, self.obs, self.chunk = t, envs.make(t.config.task), None, collections.deque()
+    The simulator has a process of its own and works while the update runs: once a step's outcome is stored, the chunk's
+    next action is sent off, or the next reset. Only where a new chunk begins does it wait, because that one is chosen by
+    the policy after the newest update. So every number is the same as if the two took turns.
+    """
+
+    def __init__(self, t, state: dict | None = None):
+        """state: a Collector's state_dict(), to go on in the middle of an episode."""
+        self.t, self.env = t, envs.in_background(t.config.task)
+        self.chunk = collections.deque()                         # actions that are chosen and not stored yet
+        if state is None:
+            self.new_episode()
+        else:
+            self.back_to(state)
 
     def step(self) -> None:
         t = self.t
-        if self.obs is None:                                     # every episode has a seed of its own
-            self.obs, _ = self.env.reset(seed=envs.training_seed(t.config.seed, t.episode))
-            t.episode += 1
+        if self.obs is None:
+            self.obs = self.env.reset_wait()[0][0]
         if not self.chunk:                                       # line 1: the best of N' samples by Q_phi
             self.chunk.extend(t.algo.act(self.obs[None], t.acting)[0].cpu().numpy())
-        action = self.chunk.popleft()
-        next_obs, reward, terminated, truncated, _ = self.env.step(action)
-        t.buffer.add(self.obs, action, reward, terminated, truncated, next_obs)                  # line 2
+            self.send()
+        next_obs, reward, terminated, truncated = (x[0] for x in self.env.step_wait()[:4])
+        t.buffer.add(self.obs, self.chunk.popleft(), reward, terminated, truncated, next_obs)    # line 2
         self.obs = next_obs
         if terminated or truncated:
-            self.obs = None
             self.chunk.clear()                                   # what is left of a chunk dies with its episode
+            self.new_episode()
+        elif self.chunk:
+            self.send()
+
+    def send(self) -> None:
+        self.env.step_async(self.chunk[0][None])
+
+    def new_episode(self) -> None:
+        t = self.t                                               # every episode has a seed of its own
+        self.obs, self.first, t.episode = None, t.buffer.size, t.episode + 1
+        self.env.reset_async(seed=[envs.training_seed(t.config.seed, t.episode - 1)])
+
+    # ---- stopping and going on in the middle of an episode: from its seed, its actions lead to the same state again
+    def state_dict(self) -> dict:
+        return {"first": self.first, "chunk": [torch.from_numpy(action) for action in self.chunk]}
+
+    def back_to(self, state: dict) -> None:
+        t, stored = self.t, self.t.buffer.arrays
+        t.episode -= 1
+        self.new_episode()
+        self.first = state["first"]
+        for row in range(self.first, t.buffer.size):
+            self.obs = self.env.reset_wait()[0][0] if self.obs is None else self.obs
+            self.obs = self.env.step(stored["actions"][row : row + 1].cpu().numpy())[0][0]
+        if self.obs is not None and not np.array_equal(self.obs, stored["next_observations"][t.buffer.size - 1].cpu().numpy()):
+            print("the simulator does not come back to where it was (another version, another CPU?): a new episode begins")
+            t.buffer.end_episode()
+            self.new_episode()
+            return
+        self.chunk.extend(action.numpy() for action in state["chunk"])
+        if self.chunk:
+            self.send()
 
 
 def online_stage(t) -> None:
-    c, collector = t.config, Collector(t)
+    c = t.config
+    t.collector = collector = Collector(t, t.collecting)
 
     def one_step():
         collector.step()
@@ -44,7 +89,7 @@ def online_stage(t) -> None:
     try:
         loop(t, "online", c.offline_steps + c.online_steps, one_step)
     finally:
-        collector.env.close()
+        envs.end_processes(collector.env)
 
 
 def take_offline(t) -> bool:
