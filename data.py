@@ -46,6 +46,7 @@ class ReplayBuffer:
             data = torch.from_numpy(np.ascontiguousarray(dataset[name], dtype=np.float32))
             self.arrays[name] = torch.empty(self.size + online_capacity, *data.shape[1:], device=self.device)
             self.arrays[name][: self.size] = data
+        self.cuts = []                                     # online transitions after which an episode was abandoned
         self.arrays["terminals"][self.size - 1] = 1        # what comes next online is another episode
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
@@ -56,8 +57,10 @@ class ReplayBuffer:
         self.size += 1
 
     def end_episode(self) -> None:
-        """Marks the newest transition as its episode's last (a run that was cut goes on with a new episode)."""
-        self.arrays["terminals"][self.size - 1] = 1
+        """Marks the newest transition as its episode's last, though nothing ended there: the simulator was lost."""
+        if self.size > self.offline_size:
+            self.cuts.append(self.size - self.offline_size - 1)
+            self.arrays["terminals"][self.size - 1] = 1
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A batch of chunks whose start is uniform over everything stored; see chunks()."""
@@ -81,17 +84,22 @@ class ReplayBuffer:
                 "masks": a["masks"][index].amin(dim=1), "next_observations": a["next_observations"][last],
                 "valid": valid}
 
-    def state_dict(self) -> dict:
-        """The online part; the data are read again from their file."""
-        return {name: array[self.offline_size : self.size].clone() for name, array in self.arrays.items()}
+    def online_rows(self, first: int) -> Tensor:
+        """The online transitions from number `first` on, all fields side by side: [n, 2 O + A + 3], on the CPU."""
+        part = slice(self.offline_size + first, self.size)
+        return torch.cat([a[part].reshape(-1, a[0].numel()) for a in self.arrays.values()], dim=1).cpu()
 
-    def load_state_dict(self, state: dict) -> None:
-        count = len(state["rewards"])
-        if self.offline_size + count > len(self.arrays["rewards"]):
-            raise UserError(f"the run already holds {count} online transitions, more than --online-steps allows")
-        self.size = self.offline_size + count
-        for name, array in self.arrays.items():
-            array[self.offline_size : self.size] = state[name]
+    def load_online(self, rows: Tensor, cuts: list[int]) -> None:
+        """What online_rows(0) gave, flat or not, into an empty online part."""
+        widths = [a[0].numel() for a in self.arrays.values()]
+        rows = rows.reshape(-1, sum(widths))
+        if self.offline_size + len(rows) > len(self.arrays["rewards"]):
+            raise UserError(f"the run already holds {len(rows)} online transitions, more than --online-steps allows")
+        self.size, self.cuts = self.offline_size + len(rows), list(cuts)
+        for array, part in zip(self.arrays.values(), rows.split(widths, dim=1)):
+            array[self.offline_size : self.size] = part.reshape(len(rows), *array.shape[1:])
+        for row in self.cuts:
+            self.arrays["terminals"][self.offline_size + row] = 1
 
 
 # --------------------------------------------------------------------------------------------------- reading files

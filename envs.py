@@ -18,6 +18,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import warnings
 from dataclasses import dataclass
 
@@ -212,15 +213,17 @@ class ChunkEnv(gymnasium.Wrapper):
         return obs, total, terminated, truncated, info | {"steps": steps}
 
 
-def ignore_interrupts() -> None:
-    """In worker processes: Ctrl-C reaches the whole process group, but only the main process answers it. (Elsewhere nothing:
-    gymnasium also builds one environment in the main process, to learn its spaces.)"""
-    if multiprocessing.parent_process() is not None:
+def behave_as_worker() -> None:
+    """In worker processes: Ctrl-C reaches the whole process group, but only the main process answers it; and where that one
+    is killed, the worker ends too. (Elsewhere nothing: gymnasium also builds one environment in the main process.)"""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def make_in_worker(name: str, chunk: int | None = None) -> gymnasium.Env:
-    ignore_interrupts()
+    behave_as_worker()
     return ChunkEnv(make(name), chunk) if chunk else make(name)
 
 
@@ -243,10 +246,28 @@ def in_processes(make, count: int) -> gymnasium.vector.AsyncVectorEnv:
 
 
 def end_processes(vector: gymnasium.vector.AsyncVectorEnv) -> None:
-    """Whatever they are doing; gymnasium would warn of a step that nobody waits for any more."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        vector.close(terminate=True)
+    """Whatever they are doing, and also if they are dead or hang; close() would ask them to finish first."""
+    for process in vector.processes:
+        process.kill()
+        process.join()
+    for pipe in vector.parent_pipes:
+        pipe.close()
+    vector.closed = True
+
+
+class SimulatorLost(Exception):
+    """A simulator's process has died, hangs, or raised."""
+
+
+PATIENCE = 120       # seconds until a simulator counts as hung; the first answer includes starting up on a busy machine
+
+
+def ask(call, *args, **kwargs):
+    """call(...) of a vector of simulators. Raises SimulatorLost."""
+    try:
+        return call(*args, **kwargs)
+    except Exception as error:                   # EOFError, BrokenPipeError, TimeoutError, or what the simulator raised
+        raise SimulatorLost(f"{type(error).__name__} {error}".strip()) from None
 
 
 def in_background(name: str) -> gymnasium.vector.AsyncVectorEnv:
@@ -267,19 +288,30 @@ class Evaluator:
         self.make, self.workers, self.vector = functools.partial(make, name, chunk), max(1, workers), None
 
     def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:
-        """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act."""
+        """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act. UserError when simulators keep dying."""
+        for _ in range(3):
+            try:
+                return self.roll_out(act, episodes, best_of)
+            except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
+                self.close()
+                print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
+                lost = error
+        raise UserError(f"simulators died in three tries at one evaluation, the last with: {lost}; fewer --workers?")
+
+    def roll_out(self, act, episodes, best_of) -> dict:
         import torch
         if self.vector is None:
-            self.vector = in_processes(self.make, self.workers)
+            self.vector = ask(in_processes, self.make, self.workers)
         n = self.workers
         success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
         lane = np.arange(n)                       # which episode each worker plays; >= episodes: none is left for it
         started = n
         generators = [torch.Generator().manual_seed(EVAL_SEED + int(i)) for i in lane]
-        obs, _ = self.vector.reset(seed=[EVAL_SEED + int(i) for i in lane])
+        obs, _ = self.reset(seed=[EVAL_SEED + int(i) for i in lane])
         while (lane < episodes).any():
             actions = act(obs, generators, best_of).cpu().numpy()
-            obs, reward, terminated, truncated, info = self.vector.step(actions)
+            ask(self.vector.step_async, actions)
+            obs, reward, terminated, truncated, info = ask(self.vector.step_wait, PATIENCE)
             live = lane < episodes
             returns[lane[live]] += reward[live]
             lengths[lane[live]] += info["steps"][live]
@@ -292,9 +324,13 @@ class Evaluator:
                 for i in np.flatnonzero(again):
                     generators[i] = torch.Generator().manual_seed(EVAL_SEED + int(lane[i]))
                 if again.any():                   # the others keep their observation
-                    obs, _ = self.vector.reset(seed=[EVAL_SEED + int(i) for i in lane], options={"reset_mask": again})
+                    obs, _ = self.reset(seed=[EVAL_SEED + int(i) for i in lane], options={"reset_mask": again})
         return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
                 "return": float(returns.mean())}
+
+    def reset(self, **kwargs):
+        ask(self.vector.reset_async, **kwargs)
+        return ask(self.vector.reset_wait, PATIENCE)
 
     def close(self) -> None:
         if self.vector is not None:

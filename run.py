@@ -5,20 +5,25 @@
         train.csv        losses and diagnostics: step, stage, then by name
         eval.csv         step, stage, success, episodes, length, return, seconds
         offline.pt       the end of stage 1, which siblings may start from
-        checkpoint.pt    the newest state of an unfinished or finished run
+        checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
+        online.f32       the transitions seen online, which checkpoints count but do not contain
         curve.png        eval.csv, drawn
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python
 """
+import contextlib
 import csv
 import dataclasses
 import fcntl
+import hashlib
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+import zlib
 from importlib import metadata
 from pathlib import Path
 
@@ -52,34 +57,73 @@ def _plain(value) -> str:
 
 # ------------------------------------------------------------------------------------------------- saving and loading
 def save(path: Path, state: dict) -> None:
-    """Atomic: the old file stays until the new one is whole on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT} | state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    """Atomic, with a checksum, and the file of before is kept as *.previous: at every moment one of the two is whole."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    body, temporary = content.getbuffer(), beside(path, ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
+                        "state": torch.frombuffer(body, dtype=torch.uint8)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        temporary.unlink(missing_ok=True)                        # a full disk: give the space back
+        raise
+    if path.exists():
+        os.replace(path, beside(path, ".previous"))
     os.replace(temporary, path)
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
 
 
 def read(path: Path) -> dict:
     """A saved state, on the CPU (whoever loads it moves it). Only tensors and plain data are read: a stranger's file cannot
     run code. UserError if it is broken."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        outer = torch.load(path, map_location="cpu", weights_only=True)
+        found = outer["format"]
     except Exception as error:
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start over") from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else "none"
-        raise UserError(f"{path} has checkpoint format {found}, this version reads format {FORMAT}")
-    return state
+    if found != FORMAT:
+        raise UserError(f"{path} has checkpoint format {found}, this version reads format {FORMAT}: train again, or take the "
+                        "version of this code that wrote it (config.json names its commit)")
+    try:
+        body = outer["state"].numpy().tobytes()
+        if hashlib.sha256(body).hexdigest() != outer["sha256"]:
+            raise ValueError("checksum")
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start over") from None
+
+
+def read_newest(path: Path) -> dict | None:
+    """The newest state that is whole: `path`, or the one kept before it. None when there is neither; UserError when all
+    there is is broken."""
+    problem = None
+    for candidate in (path, beside(path, ".previous")):
+        if candidate.exists():
+            try:
+                state = read(candidate)
+            except UserError as error:
+                problem = error
+                continue
+            if problem:
+                print(f"{problem}; going on from the one before it, at step {state['step']}")
+            return state
+    if problem:
+        raise problem
+    return None
 
 
 def read_rows(path: Path) -> list[dict]:
-    """A CSV file's rows by column name; none where there is no file."""
+    """A CSV file's rows by column name; none where there is no file. A last line that was cut short is left out."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    text = path.read_text(errors="replace")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
 
 
 def read_config(folder: Path) -> tuple[Config, dict]:
@@ -97,16 +141,15 @@ def load(folder: str | Path, device: str = "cpu"):
     import envs
     folder = Path(folder)
     config, _ = read_config(folder)
-    path = next((folder / n for n in ("checkpoint.pt", "offline.pt") if (folder / n).exists()), None)
-    if path is None:
+    state = read_newest(folder / "checkpoint.pt") or read_newest(folder / "offline.pt")
+    if state is None:
         raise UserError(f"{folder} holds no checkpoint yet")
     task = envs.task(config.task)
     policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
-    state = read(path)
     try:
         policy.load_state_dict(state["algorithm"])
     except (RuntimeError, KeyError, ValueError):
-        raise UserError(f"{path} does not fit the networks that {folder}/config.json describes") from None
+        raise UserError(f"the checkpoint in {folder} does not fit the networks that its config.json describes") from None
     policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy
 
@@ -127,6 +170,7 @@ class Run:
         except OSError:
             raise UserError(f"another process is running in {folder}") from None
         self.checkpoint, self.offline = folder / "checkpoint.pt", folder / "offline.pt"
+        self.stored, self.crc = 0, 0                             # online transitions on disk, and their checksum
         self.started = time.time()
         self.tracker = _tracker(config.log, folder)
 
@@ -139,6 +183,33 @@ class Run:
         temporary = self.folder / "config.json.tmp"
         temporary.write_text(json.dumps(record, indent=1))
         os.replace(temporary, self.folder / "config.json")
+
+    # ---- online transitions
+    def save_online(self, buffer) -> dict:
+        """Appends to online.f32 the transitions that it lacks -> what a checkpoint needs to find its own part of the file
+        again. Nothing is written twice, and rows that follow a checkpoint do it no harm."""
+        path = self.folder / "online.f32"
+        rows = buffer.online_rows(self.stored)
+        with open(path, "r+b" if path.exists() else "wb") as file:
+            file.truncate(self.stored * rows.shape[1] * 4)       # what a killed process wrote after its last checkpoint
+            file.seek(0, os.SEEK_END)
+            file.write(body := rows.numpy().tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        self.stored, self.crc = self.stored + len(rows), zlib.crc32(body, self.crc)
+        return {"rows": self.stored, "crc": self.crc, "cuts": list(buffer.cuts)}
+
+    def load_online(self, buffer, saved: dict) -> None:
+        """The transitions of a checkpoint, into the buffer. UserError when the file lacks them or has other ones."""
+        path, count = self.folder / "online.f32", saved["rows"] * buffer.online_rows(0).shape[1]
+        body = b""
+        if count:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                body = file.read(count * 4)
+        if len(body) != count * 4 or zlib.crc32(body) != saved["crc"]:
+            raise UserError(f"{path} does not hold the {saved['rows']} transitions of the checkpoint; to start over, delete the folder")
+        buffer.load_online(torch.frombuffer(bytearray(body), dtype=torch.float32) if body else torch.empty(0), saved["cuts"])
+        self.stored, self.crc = saved["rows"], saved["crc"]
 
     # ---- CSV files
     def rows(self, name: str) -> list[dict]:

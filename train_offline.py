@@ -51,11 +51,11 @@ def prepare(config: Config, given: set[str]):
 
 def restore(t) -> None:
     """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
-    if not t.run.checkpoint.exists():
+    state = run_module.read_newest(t.run.checkpoint)
+    if state is None:
         if not t.run.is_my_offline(t.run.offline):
             t.run.cut_rows_after(0)          # a run that died before its first checkpoint starts over
         return
-    state = run_module.read(t.run.checkpoint)
     before = state["config"]
     if state["stage"] == "offline" and t.run.is_my_offline(t.run.offline):
         return                               # stage 1 is complete: stage 2 starts from offline.pt, no --resume needed
@@ -73,7 +73,7 @@ def restore(t) -> None:
     if state["data"] != t.run.source["sha256"]:
         raise UserError(f"--resume: the data have changed since {t.run.folder} was started")
     t.algo.load_state_dict(state["algorithm"])
-    t.buffer.load_state_dict(state["buffer"])
+    t.run.load_online(t.buffer, state["online"])
     t.step, t.episode, t.stage, t.collecting = state["step"], state["episode"], state["stage"], state["collecting"]
     if state["device"] == t.device.type:
         t.batches.set_state(state["batches"])
@@ -81,22 +81,26 @@ def restore(t) -> None:
     t.run.cut_rows_after(t.step)
 
 
-def finite_row(t) -> dict[str, float]:
-    """The newest update's losses and diagnostics, read back from the device. UserError when one is not finite."""
-    row = {name: value.item() for name, value in (t.info or {}).items()}
-    broken = [name for name, value in row.items() if not math.isfinite(value)]
-    if broken:
-        kept = f"the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else "nothing was saved yet"
-        raise UserError(f"step {t.step}: {', '.join(broken)} not finite; {kept}")
-    return row
-
-
 def save(t) -> None:
-    finite_row(t)                            # a broken state must not replace a good one
+    check_finite(t)                          # a broken state must not replace a good one
     run_module.save(t.run.checkpoint, dict(
-        algorithm=t.algo.state_dict(), buffer=t.buffer.state_dict(), step=t.step, episode=t.episode, stage=t.stage,
+        algorithm=t.algo.state_dict(), online=t.run.save_online(t.buffer), step=t.step, episode=t.episode, stage=t.stage,
         collecting=t.collector.state_dict() if t.collector else t.collecting, config=t.config.plain(),
         data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(), acting=t.acting.get_state()))
+
+
+def check_finite(t) -> dict[str, float]:
+    """The newest losses and diagnostics, read back from the device. UserError where one, or a weight, is not finite; the
+    batch is kept."""
+    row = {name: value.item() for name, value in (t.info or {}).items()}
+    weights = {f"{part}.{name}": w for part, state in t.algo.state_dict().items() if part != "optimizer" and isinstance(state, dict)
+               for name, w in state.items() if w.is_floating_point()}
+    broken = [k for k, v in row.items() if not math.isfinite(v)] or [k for k, w in weights.items() if not w.isfinite().all()]
+    if broken:
+        run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=t.batch, algorithm=t.algo.state_dict()))
+        kept = f"the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else "nothing was saved before"
+        raise UserError(f"step {t.step}: {', '.join(broken[:3])} not finite; batch and networks are in {t.run.folder}/broken.pt, {kept}")
+    return row
 
 
 class Interrupted(BaseException):
@@ -167,7 +171,7 @@ def loop(t, stage: str, last: int, one_step) -> None:
                     bar.write(f"about {hours:.0f} hours at this speed on this CPU for all that is left; --preset quick "
                               "runs the same algorithm at a smaller size in minutes")
             if t.info and (t.step % c.log_every == 0 or t.step == last):
-                t.run.append("train.csv", dict(step=t.step, stage=stage, **finite_row(t)))
+                t.run.append("train.csv", dict(step=t.step, stage=stage, **check_finite(t)))
             if t.interrupt:
                 raise Interrupted
             due = t.step % c.eval_every == 0 or t.step == last
@@ -180,10 +184,15 @@ def loop(t, stage: str, last: int, one_step) -> None:
                 bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
 
 
+def train(t) -> dict[str, torch.Tensor]:
+    """One update."""
+    t.batch = t.buffer.sample(t.config.batch_size, t.batches)
+    return t.algo.update(t.batch)
+
+
 def offline_stage(t) -> None:
     """Stage 1, from where the run stands; ends in offline.pt."""
-    loop(t, "offline", t.config.offline_steps,
-         lambda: t.algo.update(t.buffer.sample(t.config.batch_size, t.batches)))
+    loop(t, "offline", t.config.offline_steps, lambda: train(t))
     run_module.save(t.run.offline, dict(algorithm=t.algo.state_dict(), step=t.step, identity=t.run.identity()))
 
 

@@ -7,12 +7,13 @@ import collections
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 import config as config_module
 import envs
 import run as run_module
 from config import UserError
-from train_offline import interruptible, loop, offline_stage, prepare, restore
+from train_offline import interruptible, loop, offline_stage, prepare, restore, train
 
 
 class Collector:
@@ -25,7 +26,7 @@ class Collector:
 
     def __init__(self, t, state: dict | None = None):
         """state: a Collector's state_dict(), to go on in the middle of an episode."""
-        self.t, self.env = t, envs.in_background(t.config.task)
+        self.t, self.env, self.lost = t, envs.in_background(t.config.task), 0
         self.chunk = collections.deque()                         # actions that are chosen and not stored yet
         if state is None:
             self.new_episode()
@@ -33,13 +34,17 @@ class Collector:
             self.back_to(state)
 
     def step(self) -> None:
+        """One environment step: one new transition in the buffer."""
         t = self.t
         if self.obs is None:
-            self.obs = self.env.reset_wait()[0][0]
+            self.obs = envs.ask(self.env.reset_wait, envs.PATIENCE)[0][0]
         if not self.chunk:                                       # line 1: the best of N' samples by Q_phi
             self.chunk.extend(t.algo.act(self.obs[None], t.acting)[0].cpu().numpy())
             self.send()
-        next_obs, reward, terminated, truncated = (x[0] for x in self.env.step_wait()[:4])
+        next_obs, reward, terminated, truncated = (x[0] for x in envs.ask(self.env.step_wait, envs.PATIENCE)[:4])
+        if not (np.isfinite(next_obs).all() and np.isfinite(reward)):
+            raise UserError(f"step {t.step}: {t.config.task}'s simulator gave a number that is not finite; the last good "
+                            f"state is {t.run.checkpoint}")
         t.buffer.add(self.obs, self.chunk.popleft(), reward, terminated, truncated, next_obs)    # line 2
         self.obs = next_obs
         if terminated or truncated:
@@ -49,12 +54,24 @@ class Collector:
             self.send()
 
     def send(self) -> None:
-        self.env.step_async(self.chunk[0][None])
+        envs.ask(self.env.step_async, self.chunk[0][None])
 
     def new_episode(self) -> None:
         t = self.t                                               # every episode has a seed of its own
         self.obs, self.first, t.episode = None, t.buffer.size, t.episode + 1
-        self.env.reset_async(seed=[envs.training_seed(t.config.seed, t.episode - 1)])
+        envs.ask(self.env.reset_async, seed=[envs.training_seed(t.config.seed, t.episode - 1)])
+
+    def replace(self, error: envs.SimulatorLost) -> None:
+        """Another simulator for one that was lost. What its episode has given stays, marked as cut; a new one begins."""
+        self.lost += 1
+        if self.lost > 5:
+            raise UserError(f"{self.t.config.task}'s simulator failed {self.lost} times, the last with: {error}")
+        tqdm.write(f"step {self.t.step}: the simulator was lost ({error}) and is replaced, for the {self.lost}. time of at most 5")
+        envs.end_processes(self.env)
+        self.t.buffer.end_episode()
+        self.chunk.clear()
+        self.env = envs.in_background(self.t.config.task)
+        self.new_episode()
 
     # ---- stopping and going on in the middle of an episode: from its seed, its actions lead to the same state again
     def state_dict(self) -> dict:
@@ -83,9 +100,14 @@ def online_stage(t) -> None:
     t.collector = collector = Collector(t, t.collecting)
 
     def one_step():
-        collector.step()
+        while True:
+            try:
+                collector.step()
+                break
+            except envs.SimulatorLost as error:
+                collector.replace(error)
         if t.step >= c.offline_steps + c.warmup:                 # the first steps only collect, as released
-            return t.algo.update(t.buffer.sample(c.batch_size, t.batches))                       # lines 3-7
+            return train(t)                                                                      # lines 3-7
     try:
         loop(t, "online", c.offline_steps + c.online_steps, one_step)
     finally:

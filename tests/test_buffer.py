@@ -114,9 +114,12 @@ def test_online_part_survives_saving():
     buffer, other = (ReplayBuffer(dataset, 5, 2, GAMMA) for _ in range(2))
     for i in range(3):
         buffer.add(np.full(3, i), np.full(2, i), i, False, i == 1, np.full(3, i + 1))
-    other.load_state_dict(buffer.state_dict())
-    assert other.size == 13
+    first = buffer.online_rows(0)                                              # [3, 2 * 3 + 2 + 3], as saved after two and one more
+    assert torch.equal(first[2:], buffer.online_rows(2)) and first[1].tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
+    buffer.end_episode()                                                       # a simulator was lost after the third
+    other.load_online(first, buffer.cuts)
+    assert other.size == 13 and other.cuts == [2]
     for name in buffer.arrays:
         assert torch.equal(buffer.arrays[name][:13], other.arrays[name][:13])
     with pytest.raises(UserError, match="--online-steps"):
-        ReplayBuffer(dataset, 2, 2, GAMMA).load_state_dict(buffer.state_dict())
+        ReplayBuffer(dataset, 2, 2, GAMMA).load_online(first, [])

@@ -63,11 +63,11 @@ def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
 @pytest.mark.parametrize("task", ["cube-single-task2", "lift"])
 def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
     """The simulator that works ahead gives what a plain loop gives, to the last bit; so does a run cut after 7 steps."""
-    O, A, H = envs.task(task).obs_dim, envs.task(task).action_dim, 3
+    obs_dim, action_dim, chunk = envs.task(task).obs_dim, envs.task(task).action_dim, 3
 
     def act(calls, obs, generator):                                            # changes with every call and observation
         calls.append(0)
-        noise = np.random.default_rng(len(calls)).uniform(-1, 1, (1, H, A)).astype(np.float32)
+        noise = np.random.default_rng(len(calls)).uniform(-1, 1, (1, chunk, action_dim)).astype(np.float32)
         return torch.from_numpy(0.5 * noise + 0.1 * np.sin(obs.sum()))
 
     calls, rows, episode, env = [], [], 0, envs.make(task)
@@ -83,14 +83,14 @@ def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
     env.close()
 
     calls = []
-    first = parts(functools.partial(act, calls), O, A, task)
+    first = parts(functools.partial(act, calls), obs_dim, action_dim, task)
     collector = train_online.Collector(first)
     for _ in range(7):                                                         # in the middle of the third chunk
         collector.step()
-    state, kept = collector.state_dict(), first.buffer.state_dict()
+    state, kept = collector.state_dict(), first.buffer.online_rows(0)
     envs.end_processes(collector.env)
-    t = parts(functools.partial(act, calls), O, A, task)
-    t.buffer.load_state_dict(kept)
+    t = parts(functools.partial(act, calls), obs_dim, action_dim, task)
+    t.buffer.load_online(kept, [])
     t.episode = first.episode
     collector = train_online.Collector(t, state)
     for _ in range(13):

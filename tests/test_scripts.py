@@ -179,7 +179,11 @@ def test_unknown_task_lists_the_tasks(tmp_path):
 
 def test_broken_checkpoints_are_one_line(first, tmp_path, home):
     _, out, _ = first
-    for content, says in ((b"garbage", "not a readable checkpoint"), (b"", "not a readable checkpoint")):
+    whole = (out / "checkpoint.pt").read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1                                              # one bit, in the middle of a weight
+    for content, says in ((b"garbage", "not a readable checkpoint"), (b"", "not a readable checkpoint"),
+                          (whole[:-100], "not a readable checkpoint"), (bytes(flipped), "not a readable checkpoint")):
         folder = tmp_path / "broken"
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_bytes((out / "config.json").read_bytes())
@@ -189,6 +193,8 @@ def test_broken_checkpoints_are_one_line(first, tmp_path, home):
     torch.save({"format": 0}, folder / "checkpoint.pt")
     with pytest.raises(UserError, match="format 0"):
         run.load(folder)
+    (folder / "checkpoint.pt.previous").write_bytes(whole)                     # the one before is whole
+    assert run.load(folder).step == run.read(out / "checkpoint.pt")["step"]
     with pytest.raises(UserError, match="not a run's folder"):
         run.load(tmp_path)
 
@@ -222,15 +228,22 @@ def test_restart_without_a_checkpoint_starts_its_tables_over(tmp_path):
     assert [r["step"] for r in one.rows("train.csv")] == ["0", "5"]
 
 
-def test_a_broken_loss_stops_and_keeps_the_last_good_state(tmp_path):
-    import train_offline
+def test_a_broken_number_stops_and_keeps_the_last_good_state(tmp_path):
     from types import SimpleNamespace
+
+    import train_offline
     kept = tmp_path / "checkpoint.pt"
     kept.write_bytes(b"good")
-    t = SimpleNamespace(step=7, info={"critic_loss": torch.tensor(float("nan")), "q": torch.tensor(1.0)}, run=SimpleNamespace(checkpoint=kept))
-    with pytest.raises(UserError, match="step 7: critic_loss not finite; the last good state is"):
+    weight = torch.zeros(2)
+    t = SimpleNamespace(step=7, info={"critic_loss": torch.tensor(float("nan")), "q": torch.tensor(1.0)}, batch={"rewards": torch.ones(3)},
+                        run=SimpleNamespace(checkpoint=kept, folder=tmp_path),
+                        algo=SimpleNamespace(state_dict=lambda: {"actor": {"w": weight}, "improving": True}))
+    with pytest.raises(UserError, match="step 7: critic_loss not finite; batch and networks are in .*, the last good state is"):
         train_offline.save(t)
-    assert kept.read_bytes() == b"good"
+    assert kept.read_bytes() == b"good" and run.read(tmp_path / "broken.pt")["batch"]["rewards"].tolist() == [1, 1, 1]
+    t.info, weight[1] = {"q": torch.tensor(1.0)}, float("inf")                 # a loss that was fine, and a gradient that was not
+    with pytest.raises(UserError, match="actor.w not finite"):
+        train_offline.save(t)
 
 
 def test_report_from_run_folders(first, tmp_path):

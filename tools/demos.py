@@ -111,7 +111,7 @@ def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, la
     context = multiprocessing.get_context("spawn")         # safe on macOS and beside torch's threads
     threads = contextlib.ExitStack()                       # processes start when work is submitted, so it spans all of it
     threads.enter_context(envs.single_threaded_children())
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=envs.ignore_interrupts)
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=envs.behave_as_worker)
     try:
         while True:
             while total < wanted and frontier in done:     # strictly in order: the set must not depend on who was faster
