@@ -209,7 +209,7 @@ def test_actor_offline(golden):
     algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
     algo.config.bc_weight = z["cfg/alpha"]
     noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
-    loss, info = algo.actor_loss(chunk_batch(z), noise, None)
+    loss, info = algo.actor_loss(chunk_batch(z), {"generated": noise})
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(info["bc_scale"], z["drift_scale"], 2e-4)
@@ -232,7 +232,7 @@ def test_actor_online(golden):
     # Ascending in the recording, best first here: the drift does not care about the order.
     close(top_k_actions(z["cand_actions"], scores, z["cfg/top_k"]).flip(1), z["pos"], 1e-6)
 
-    loss, info = algo.actor_loss(batch, noise, candidate_noise)
+    loss, info = algo.actor_loss(batch, {"generated": noise, "candidates": candidate_noise})
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(algo.config.topk_weight * info["topk_loss"], z["weighted_loss_pos"], 2e-4)
