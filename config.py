@@ -17,15 +17,23 @@ import sys
 from dataclasses import dataclass, field, fields
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
-METHODS = ("dfp", "dfp-no-topk")
+METHODS = {          # name: (family, its own settings as App. A.2 has them); within a family equal knobs mean an equal stage 1
+    "bfn": ("bfn", dict(chunk=1, best_of=4)), "qc-bfn": ("bfn", dict(best_of=32)),
+    "fql": ("fql", dict(chunk=1, best_of=1)), "qc-fql": ("fql", dict(best_of=1)),
+    "mvp": ("mvp", dict(best_of=16)), "mvp-topk": ("mvp", dict(best_of=16)),
+    "dfp": ("dfp", {}), "dfp-no-topk": ("dfp", {}),
+}
+DRIFT, FLOW, FQL, MVP = ("dfp", "dfp-no-topk"), ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql"), ("mvp", "mvp-topk")
+TOPK = (*DRIFT, "mvp-topk")
 
 
 class UserError(Exception):
     """Something the user can mend. The scripts print its one line and exit with 2; a stack trace would hide it."""
 
 
-def knob(default, help, group="both", choices=None):
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices})
+def knob(default, help, group="both", choices=None, only=()):
+    """only: the methods that read it (none named: all); given to another one it is refused."""
+    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "only": only})
 
 
 @dataclass
@@ -53,18 +61,25 @@ class Config:
 
     # ---- the policy (Table 5)
     chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
-    num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)")
-    temperatures: tuple[float, ...] = knob((0.05,), "h: kernel widths of the drift loss (Table 5, per task)")
-    best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5, per task)")
-    bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)")
+    num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)", only=DRIFT)
+    temperatures: tuple[float, ...] = knob((0.05,), "h: kernel widths of the drift loss (Table 5, per task)", only=DRIFT)
+    best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5, per task and method)")
+    bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)", only=DRIFT + MVP)
     mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
-    topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)")
+    topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)", only=TOPK)
 
     # ---- policy improvement (Table 5)
-    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", "online")
-    top_k: int = knob(4, "K: candidates kept as positives (Table 5, per task)", "online")
-    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", "online")
-    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", "online")
+    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", "online", only=TOPK)
+    top_k: int = knob(4, "K: candidates kept as positives (Table 5, per task)", "online", only=TOPK)
+    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", "online", only=TOPK)
+    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", "online", only=TOPK)
+
+    # ---- the rivals (baselines/; App. A.2)
+    flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)", only=FLOW)
+    distill_weight: float = knob(300.0, "alpha: weight of the distillation beside -Q (App. A.2, per task)", only=FQL)
+    ivc_weight: float = knob(1.0, "weight of the instantaneous velocity constraint (App. A.2, per task)", only=MVP)
+    time_mean: float = knob(-0.4, "mean of the logit-normal times (released code)", only=MVP)
+    time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)", only=MVP)
 
     # ---- data
     data: str = knob("auto", "official files, stand-ins generated in the simulator, or whichever can be had", "run",
@@ -97,14 +112,16 @@ class Config:
         for name in ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed"):
             need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
         for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
-                     "num_candidates", "top_k", "eval_every", "eval_episodes", "final_episodes", "log_every"):
+                     "num_candidates", "top_k", "flow_steps", "time_std", "eval_every", "eval_episodes", "final_episodes",
+                     "log_every"):
             need(0 < getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be positive")
         for name in ("discount", "target_rate", "ema_rate"):
             need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
         need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
         need(self.seed < 2**31, "--seed must be below 2^31")
-        for name in ("bc_weight", "topk_weight"):
+        for name in ("bc_weight", "topk_weight", "distill_weight", "ivc_weight"):
             need(0 <= getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be a number not below 0")
+        need(abs(self.time_mean) < float("inf"), "--time-mean must be a number")
         need(self.temperatures and all(t > 0 for t in self.temperatures), "--temperatures must be positive numbers")
         need(self.top_k <= self.num_candidates,
              f"--top-k {self.top_k} cannot exceed --num-candidates {self.num_candidates}: K of N are kept")
@@ -114,9 +131,10 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     def stage1_knobs(self) -> dict:
-        """What offline.pt depends on, for reuse by siblings."""
+        """What offline.pt depends on, for reuse by siblings: not the method's name, but its family and its knobs."""
         also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if self.topk_offline else ()
-        return {f.name: self.plain()[f.name] for f in fields(self) if f.metadata["group"] == "both" or f.name in also}
+        return {"family": METHODS[self.method][0]} | {
+            f.name: self.plain()[f.name] for f in fields(self) if f.metadata["group"] == "both" or f.name in also}
 
 
 # ------------------------------------------------------------------------------------------------- Tables 5 and 8
@@ -135,12 +153,18 @@ TABLE_8 = {
 }
 
 
+# App. A.2, where it departs from the defaults. The tasks of Table 8 alone are missing there: FQL's alpha as in FQL's own README.
+RIVALS = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
+          "puzzle": dict(distill_weight=1000.0)}
+
+
 def task_values(task: str) -> dict:
-    """Table 5's per-task values. The four tasks of Table 8 that Table 5 lacks take OGBench's, with Table 8's
+    """Table 5's per-task values and the rivals'. The four tasks of Table 8 that Table 5 lacks take OGBench's, with Table 8's
     lambda, h, N and K."""
     if task in ROBOMIMIC:
-        return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2)
-    return dict(temperatures=(0.05,), best_of=16, top_k=4) | (TABLE_8[task] if task not in OGBENCH else {})
+        return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2, distill_weight=10_000.0)
+    rivals = next((values for name, values in RIVALS.items() if task.startswith(name)), {})
+    return dict(temperatures=(0.05,), best_of=16, top_k=4) | rivals | (TABLE_8[task] if task not in OGBENCH else {})
 
 
 def preset_values(preset: str, task: str) -> dict:
@@ -186,7 +210,13 @@ def build(given: dict) -> Config:
     for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
         if value not in known:
             raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
-    values = task_values(task) | preset_values(preset, task)
+    family, method_values = METHODS[method]
+    if preset in ("released", "offline-rl") and family != "dfp":
+        raise UserError(f"--preset {preset} is DFP's own; with --method {method} take paper or quick")
+    for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):
+        if name in given and only and method not in only:
+            raise UserError(f"--method {method} does not read --{name.replace('_', '-')}; it belongs to {', '.join(only)}")
+    values = task_values(task) | method_values | preset_values(preset, task)
     if method == "dfp-no-topk":
         values["topk_weight"] = 0.0                      # Table 2's ablation, whatever the preset says
         if given.get("topk_weight"):
@@ -202,8 +232,9 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     """The command line -> (Config, names of the knobs given explicitly). Raises UserError."""
     parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for f in fields(Config):
-        option, default = "--" + f.name.replace("_", "-"), f.default
-        text = f"{f.metadata['help']} (default {' '.join(map(str, default)) if isinstance(default, tuple) else default})"
+        option, default, only = "--" + f.name.replace("_", "-"), f.default, f.metadata["only"]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{f.metadata['help']}{'; of ' + ', '.join(only) if only else ''} (default {shown})"
         if isinstance(default, bool):
             parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(default, tuple):
@@ -225,7 +256,8 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
         given["temperatures"] = tuple(given["temperatures"])
     config = build(given)
     if show:
-        print("\n".join(f"{k:16} {v}{'   (given)' if k in given else ''}" for k, v in dataclasses.asdict(config).items()))
+        read = [f.name for f in fields(Config) if not f.metadata["only"] or config.method in f.metadata["only"]]
+        print("\n".join(f"{k:16} {getattr(config, k)}{'   (given)' if k in given else ''}" for k in read))
         raise SystemExit(0)
     return config, set(given)
 

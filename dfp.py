@@ -46,10 +46,11 @@ class DFP:
     def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu"):
         self.config, self.device = config, torch.device(device)
         self.chunk, self.action_dim = config.chunk, action_dim
-        D, hidden = config.chunk * action_dim, (config.hidden,) * config.layers
+        self.chunk_dim = D = config.chunk * action_dim
+        hidden = (config.hidden,) * config.layers
         with torch.random.fork_rng(devices=[]):            # leaves the global generator alone; on the CPU, so
             torch.manual_seed(config.seed)                 # that every device starts from the same network
-            self.actor = Actor(obs_dim, D, hidden).to(self.device)
+            self.actor = self.make_actor(obs_dim, D, hidden).to(self.device)
             self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)
         self.actor_old = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -58,6 +59,10 @@ class DFP:
         # Offline there is no L_topK (Sec. 5.1), but for the pure offline-RL setting of Table 8, which has it throughout.
         self.improving = config.topk_offline
         self.losses = compiled(self._losses) if config.compile else self._losses
+
+    def make_actor(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...]) -> torch.nn.Module:
+        """f_theta. The rivals (baselines/) are this class with another map from noise to action and another actor loss."""
+        return Actor(obs_dim, chunk_dim, hidden)
 
     def start_online(self) -> None:
         """Stage 2 begins: pi_old starts as a copy of pi_theta. Adam's moments are kept, as in the released code."""
@@ -88,7 +93,7 @@ class DFP:
     def _losses(self, batch, noise) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Critic and actor loss of one batch, both with the parameters before the step. No state changes here."""
         critic_loss, critic_info = self.critic_loss(batch, noise["next"])
-        actor_loss, actor_info = self.actor_loss(batch, noise["generated"], noise.get("candidates"))
+        actor_loss, actor_info = self.actor_loss(batch, noise)
         return critic_loss, actor_loss, critic_info | actor_info
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,14 +107,13 @@ class DFP:
         loss = td_loss(q, target, batch["valid"][:, -1])
         return loss, {"critic_loss": loss, "q": q.mean(), "target_q": target.mean()}
 
-    def actor_loss(self, batch, noise, candidate_noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def actor_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
         """L_BC + lambda L_topK, Eqs. 16 and 18, on shared generated samples."""
         c, obs, data = self.config, batch["observations"], batch["actions"].flatten(1)[:, None]     # data [B, 1, D]
-        generated = sample(self.actor, obs, noise)                                                  # [B, G, D]
+        generated = sample(self.actor, obs, noise["generated"])                                     # [B, G, D]
 
-        # Eq. 18: the positive is the data's chunk. Its steps past an episode's end belong to the next episode: masked.
-        mask = batch["valid"].repeat_interleave(self.action_dim, dim=1) if c.mask_bc else None      # [B, D]
-        bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=mask)
+        # Eq. 18: the positive is the data's chunk.
+        bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
         info = {f"bc_{name}": value for name, value in info.items()}
         info |= {"bc_loss": bc_loss.mean(),
@@ -118,13 +122,23 @@ class DFP:
                  "spread": generated.std(dim=1).mean() if c.num_generated > 1 else torch.zeros_like(loss)}
 
         if self.improving:
-            with torch.no_grad(), self.candidate_precision():                                       # Eq. 15
-                candidates = sample(self.actor_old, obs, candidate_noise)                           # [B, N, D]
-                positives = top_k_actions(candidates, self.critic.value(obs, candidates), c.top_k)  # [B, K, D]
+            positives = self.positives(obs, noise["candidates"])                                    # [B, K, D]
             topk_loss, topk_info = drift_loss(generated, positives, temperatures=c.temperatures)    # Eq. 16
             loss = loss + c.topk_weight * topk_loss.mean()
             info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}
         return loss, info | {"actor_loss": loss}
+
+    def bc_mask(self, batch) -> Tensor:
+        """[B, D]: 0 on the steps of the data's chunk past an episode's end (they belong to the next one), else 1."""
+        valid = batch["valid"] if self.config.mask_bc else torch.ones_like(batch["valid"])
+        return valid.repeat_interleave(self.action_dim, dim=1)
+
+    @torch.no_grad()
+    def positives(self, obs: Tensor, noise: Tensor) -> Tensor:
+        """P_K(s), Eq. 15: the K of N proposals of pi_old with the highest Q_phi. obs [B, O], noise [B, N, D] -> [B, K, D]."""
+        with self.candidate_precision():
+            candidates = sample(self.actor_old, obs, noise)                                         # [B, N, D]
+            return top_k_actions(candidates, self.critic.value(obs, candidates), self.config.top_k)
 
     # ------------------------------------------------------------------------------------------ acting
     @torch.no_grad()
@@ -143,7 +157,7 @@ class DFP:
         other rows. best_of: None = the method's N', 1 = the raw policy.
         """
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
-        shape = (best_of or self.config.best_of, self.chunk * self.action_dim)
+        shape = (best_of or self.config.best_of, self.chunk_dim)
         if isinstance(generator, (list, tuple)):
             noise = torch.stack([torch.randn(shape, generator=g) for g in generator])
         else:
@@ -157,11 +171,12 @@ class DFP:
 
     def draw_noise(self, batch_size: int) -> dict[str, Tensor]:
         c = self.config
-        counts = {"next": c.best_of, "generated": c.num_generated}
-        if self.improving:
-            counts["candidates"] = c.num_candidates
-        return {name: torch.randn(batch_size, n, self.chunk * self.action_dim, generator=self.generator,
-                                  device=self.device) for name, n in counts.items()}
+        noise = {"next": self.normal(batch_size, c.best_of), "generated": self.normal(batch_size, c.num_generated)}
+        return noise | ({"candidates": self.normal(batch_size, c.num_candidates)} if self.improving else {})
+
+    def normal(self, batch_size: int, count: int, dim: int | None = None) -> Tensor:
+        """[B, count, D], or another last dimension, from N(0, I) and this algorithm's own generator."""
+        return torch.randn(batch_size, count, dim or self.chunk_dim, generator=self.generator, device=self.device)
 
     def state_dict(self) -> dict:
         """Everything an interrupted run needs, as tensors and plain data."""

@@ -35,7 +35,7 @@ class MLP(nn.Module):
         # The last layer always runs in float32: under autocast (candidate passes, see dfp.py) the hidden layers are
         # bf16, whose 8 bits of mantissa cannot tell Q = -100.0 from -100.4.
         with torch.autocast(x.device.type, enabled=False):
-            return self.linears[-1](x.float())
+            return self.linears[-1](x.to(self.linears[-1].weight.dtype))
 
 
 class Actor(nn.Module):

@@ -39,8 +39,12 @@ EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "sec
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device):
     """The algorithm object of config.method. Everything that follows never asks which one it holds."""
+    from baselines.flow import BFN, FQL
+    from baselines.meanflow import MVP, MVPTopK
     from dfp import DFP
-    return {"dfp": DFP, "dfp-no-topk": DFP}[config.method](obs_dim, action_dim, config, device)
+    classes = {"bfn": BFN, "qc-bfn": BFN, "fql": FQL, "qc-fql": FQL, "mvp": MVP, "mvp-topk": MVPTopK,
+               "dfp": DFP, "dfp-no-topk": DFP}
+    return classes[config.method](obs_dim, action_dim, config, device)
 
 
 def folder_of(config: Config, given: set[str], data_kind: str) -> Path:

@@ -64,7 +64,8 @@ def restore(t) -> None:
     if state["stage"] == "online" and before["offline_steps"] != t.config.offline_steps:
         raise UserError(f"--offline-steps: stage 1 of {t.run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(t.config):
-        mine, saved = t.config.plain()[f.name], before.get(f.name)
+        mine = t.config.plain()[f.name]
+        saved = before.get(f.name, mine)                 # a run older than the knob has nothing to disagree with
         if f.metadata["group"] != "run" and mine != saved:
             raise UserError(f"--resume: the run in {t.run.folder} has --{f.name.replace('_', '-')} {saved}, not {mine}")
     end = t.config.offline_steps + (t.config.online_steps if state["stage"] == "online" else 0)

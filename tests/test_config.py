@@ -1,8 +1,10 @@
 """Tables 5 and 8, precedence, and one clear line for every impossible wish."""
+import itertools
+
 import pytest
 
 import config
-from config import OFFLINE_RL, TASKS, UserError, build, parse
+from config import METHODS, OFFLINE_RL, TASKS, UserError, build, parse
 
 
 def test_table5():
@@ -31,11 +33,26 @@ def test_table8(task, weight, temperatures, n, k):
     assert online.top_k == (4 if task == "cube-double-task2" else k)
 
 
+@pytest.mark.parametrize("method, chunk, best_of", [("bfn", 1, 4), ("qc-bfn", 5, 32), ("fql", 1, 1), ("qc-fql", 5, 1),
+                                                    ("mvp", 5, 16), ("mvp-topk", 5, 16)])
+def test_rivals(method, chunk, best_of):
+    """App. A.2: everything that is not listed is DFP's, on every task."""
+    for task in TASKS:
+        c, dfp = build({"task": task, "method": method}), build({"task": task})
+        assert (c.chunk, c.best_of, c.flow_steps, c.time_mean, c.time_std) == (chunk, best_of, 10, -0.4, 1.0)
+        alphas = {"lift": 1e4, "can": 1e4, "square": 1e4, "cube-triple": 100, "cube-quadruple": 100, "puzzle": 1000}
+        assert c.distill_weight == next((a for name, a in alphas.items() if task.startswith(name)), 300)
+        assert c.ivc_weight == (0 if task.startswith("cube-triple") else 1)
+        assert {k for k in vars(c) if vars(c)[k] != vars(dfp)[k]} <= {"method", "chunk", "best_of"}
+
+
 def test_precedence_option_preset_table_default():
     assert build({"task": "lift"}).temperatures == (0.005, 0.05)                                  # table over default
     assert build({"task": "lift", "preset": "released"}).temperatures == (0.1,)                   # preset over table
     assert build({"task": "lift", "preset": "released", "temperatures": (0.2,)}).temperatures == (0.2,)     # option over all
     assert build({"task": "lift", "method": "dfp-no-topk", "preset": "released"}).topk_weight == 0
+    assert build({"task": "lift", "method": "qc-bfn"}).best_of == 32                              # method's table over the task's
+    assert build({"task": "lift", "method": "qc-bfn", "preset": "quick", "best_of": 8}).best_of == 8
     with pytest.raises(UserError, match="means --topk-weight 0"):
         build({"task": "lift", "method": "dfp-no-topk", "topk_weight": 0.5})
 
@@ -48,8 +65,8 @@ def test_released_preset():
 def test_quick_is_the_same_algorithm_at_a_smaller_size():
     allowed = {"preset", "hidden", "batch_size", "offline_steps", "online_steps", "warmup", "eval_every",
                "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "compile"}
-    for task in TASKS:
-        paper, quick = build({"task": task}), build({"task": task, "preset": "quick"})
+    for task, method in itertools.product(TASKS, METHODS):
+        paper, quick = (build({"task": task, "method": method, "preset": preset}) for preset in ("paper", "quick"))
         assert {k for k in vars(paper) if vars(paper)[k] != vars(quick)[k]} <= allowed
 
 
@@ -66,6 +83,10 @@ def test_command_line():
     ("--task lift --hidden -3", "must be positive"), ("--task lift --discount 1.5", "(0, 1]"),
     ("--task lift --temperatures 0.1 0", "must be positive"), ("--task lift --offline-steps many", "invalid int value"),
     ("--task lift --nonsense 3", "unrecognized"), ("--task lift --preset offline-rl", "Table 8"),
+    ("--task lift --method fql --preset released", "DFP's own"), ("--task scene-task2 --method mvp --preset offline-rl", "DFP's own"),
+    ("--task lift --method fql --temperatures 0.1", "does not read --temperatures"), ("--method dfp --ivc-weight 1", "mvp, mvp-topk"),
+    ("--method mvp --top-k 2", "does not read --top-k"), ("--method bfn --flow-steps 0", "must be positive"),
+    ("--method qc-fql --distill-weight -1", "--distill-weight"), ("--method mvp --time-mean nan", "--time-mean"),
     ("--task lift --lr nan", "--lr"), ("--task lift --topk-weight nan", "--topk-weight")])
 def test_every_error_is_one_line(words, says):
     with pytest.raises(UserError) as error:
@@ -80,7 +101,8 @@ def test_help_and_print_config(capsys):
     assert all("--" + name.replace("_", "-") in text for name in vars(build({})))
     with pytest.raises(SystemExit):
         parse("", ["--task", "lift", "--print-config"])
-    assert "temperatures     (0.005, 0.05)" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "temperatures     (0.005, 0.05)" in text and "distill_weight" not in text              # only what the method reads
 
 
 def test_user_error_ends_with_code_2(capsys):

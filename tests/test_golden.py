@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.flow import FQL
+from baselines.meanflow import MVPTopK, total_derivative, two_times
 from critic import Critic, td_loss, td_target
 from data import ReplayBuffer
 from dfp import DFP
 from drift import drift_loss
-from policy import MLP, Actor
+from policy import MLP, Actor, sample
 from topk import top_k_actions
 
 SKIPPED = ("plus_only", "use_neg_only")            # options of the recorded code that DFP does not use
@@ -89,10 +91,10 @@ def make_actor(arrays):
     return fill(Actor(inputs - outputs, outputs, hidden), arrays)
 
 
-def make_dfp(z, prefix="", horizon=5):
-    """A DFP with the recorded networks and settings."""
-    actor, critic = named(z, prefix + "actor"), named(z, prefix + "critic")
-    inputs, hidden, D, _ = sizes(actor, False)
+def make_dfp(z, prefix="", horizon=5, algorithm=DFP, actor="actor"):
+    """A DFP, or a rival, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
+    actor, critic = named(z, prefix + actor), named(z, prefix + "critic")
+    _, hidden, D, _ = sizes(actor, False)
     cfg = lambda name, default: z.get(f"cfg/{name}", default)                                  # noqa: E731
     config = SimpleNamespace(
         seed=0, chunk=cfg("horizon", horizon), hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
@@ -100,8 +102,10 @@ def make_dfp(z, prefix="", horizon=5):
         target_rate=cfg("tau", 5e-3), ema_rate=cfg("ema_tau", 1e-4), num_generated=cfg("gen_per_label", 8),
         temperatures=tuple(cfg("temps", torch.tensor([0.1])).tolist()), best_of=16, bc_weight=cfg("alpha_target", 1.0),
         topk_weight=cfg("alpha_pos", 0.5), num_candidates=cfg("n_candidates", 16), top_k=cfg("top_k", 4),
-        mask_bc=False, topk_offline=False, compile=False, precision="fp32")
-    algo = DFP(inputs - D, D // config.chunk, config)
+        mask_bc=False, topk_offline=False, compile=False, precision="fp32",
+        flow_steps=cfg("flow_steps", 10), distill_weight=cfg("alpha", 1.0), ivc_weight=cfg("ivc_lambda", 1.0),
+        time_mean=cfg("lognorm_mu", -0.4), time_std=cfg("lognorm_sigma", 1.0))
+    algo = algorithm(sizes(critic, True)[0] - D, D // config.chunk, config)
     fill(algo.actor, actor)
     fill(algo.critic, critic)
     for net, name in ((algo.critic_target, "target_critic"), (algo.actor_old, "actor_ema")):
@@ -209,7 +213,7 @@ def test_actor_offline(golden):
     algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
     algo.config.bc_weight = z["cfg/alpha"]
     noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
-    loss, info = algo.actor_loss(chunk_batch(z), noise, None)
+    loss, info = algo.actor_loss(chunk_batch(z), {"generated": noise})
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(info["bc_scale"], z["drift_scale"], 2e-4)
@@ -232,7 +236,7 @@ def test_actor_online(golden):
     # Ascending in the recording, best first here: the drift does not care about the order.
     close(top_k_actions(z["cand_actions"], scores, z["cfg/top_k"]).flip(1), z["pos"], 1e-6)
 
-    loss, info = algo.actor_loss(batch, noise, candidate_noise)
+    loss, info = algo.actor_loss(batch, {"generated": noise, "candidates": candidate_noise})
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(algo.config.topk_weight * info["topk_loss"], z["weighted_loss_pos"], 2e-4)
@@ -317,3 +321,94 @@ def test_chunk_sampling(golden, group):
     close(batch["rewards"], g["rewards"][:, -1], 1e-5, "rewards")
     close(batch["masks"], g["masks"][:, -1], 1e-5, "masks")
     close(batch["next_observations"], g["next_observations_last"], 1e-5, "next")
+
+
+# ------------------------------------------------------------------------------------------------------------ rivals
+def test_flow(golden):
+    """FQL, and BFN within it: flow loss, Euler's teacher, the student's two terms, gradients of both networks, best of N."""
+    z = named(golden("flow_meanflow"), "acfql")
+    algo = make_dfp(z, horizon=z["batch/actions"].shape[1], algorithm=FQL, actor="bc_flow")
+    fill(SimpleNamespace(mlp=algo.actor.student.mlp), named(z, "onestep"))
+    algo.config.mask_bc = True                                          # recorded with the mask
+    batch, noise = chunk_batch(z), {"path": z["x0"], "time": z["t"], "student": z["noise_onestep"]}
+    obs, eps = batch["observations"], z["noise_onestep"]
+    close(algo.actor.integrate(obs, eps).clamp(-1, 1), z["flow_actions"], 1e-5, "teacher")
+    close(algo.actor(obs, eps), z["onestep_actions_unclipped"], 1e-5, "student")
+
+    loss, info = algo.actor_loss(batch, noise)
+    loss = loss + (z["cfg/q_alpha"] - 1) * info["q_loss"]               # FQL's own weight of Q is 1
+    loss.backward()
+    close(info["flow_loss"], z["bc_flow_loss"], 2e-5, "flow loss")
+    close(info["distill_loss"], z["distill_loss"], 2e-5, "distillation")
+    close(z["cfg/q_alpha"] * info["q_loss"], z["q_loss"], 2e-5, "Q term")
+    close(loss, z["actor_loss"], 2e-5, "actor loss")
+    gradients_match(algo.actor, named(z, "grad/bc_flow"), 1e-4)
+    gradients_match(algo.actor.student, named(z, "grad/onestep"), 1e-4)
+    assert all(p.grad is None for p in algo.critic.parameters())        # Q is climbed, not bent
+
+    algo.actor.forward = algo.actor.integrate                           # BFN: the flow itself acts
+    close(algo.choose(z["bon/observations"], z["bon/noise"]), z["bon/actions"], 1e-5, "best of N")
+
+
+@pytest.fixture
+def mvp(golden):
+    """(recorded arrays, MVP with top-K as recorded, its noise offline, its noise online)."""
+    z = named(golden("flow_meanflow"), "meanflow")
+    n, k = z["cfg/n_candidates"], z["cfg/top_k"]
+    normals = lambda stage: torch.stack([z[f"{stage}/z_t"], z[f"{stage}/z_r"]], -1)                # noqa: E731
+    # Online rows are, for each state, K positives, worst first (ours: best first), and then the data's chunk.
+    eps, times = z["online/eps"].unflatten(0, (-1, k + 1)), normals("online").unflatten(0, (-1, k + 1))
+    return (z, make_dfp(z, horizon=z["batch/actions"].shape[1], algorithm=MVPTopK),
+            {"path": z["offline/eps"][:, None], "times": normals("offline")[:, None]},
+            {"path": eps[:, k:], "times": times[:, k:], "topk_path": eps[:, :k].flip(1), "topk_times": times[:, :k].flip(1),
+             "candidates": z["online/noise_select"].unflatten(0, (-1, n))})
+
+
+def test_meanflow_derivative(mvp):
+    z, algo, noise, _ = mvp
+    obs, data = z["batch/observations"], z["batch/actions"].flatten(1)
+    u = lambda z, r, t: algo.actor.velocity(obs, z, r, t)                                          # noqa: E731
+    r, t = two_times(noise["times"][:, 0], z["cfg/lognorm_mu"], z["cfg/lognorm_sigma"])
+    close(r[:, 0], z["offline/r"], 1e-5, "r")
+    close(t[:, 0], z["offline/t"], 1e-5, "t")
+    z_t, z_r, v = (1 - t) * data + t * z["offline/eps"], (1 - r) * data + r * z["offline/eps"], z["offline/eps"] - data
+    derivative = total_derivative(u, z_t, r, t, v)
+    close(u(z_t, r, t), z["offline/u_pred"], 1e-5, "u")
+    close(u(z_r, r, r), z["offline/u_rr"], 1e-5, "u at r, r")
+    close(derivative, z["offline/dudt"], 1e-5, "du/dt")
+    close(v - (t - r) * derivative, z["offline/u_target"], 1e-5, "target")
+
+
+@pytest.mark.parametrize("compiled", [False, True])                   # compiled: this file's slowest test, half a minute
+def test_meanflow_offline(mvp, compiled):
+    """The JVP survives the compiler, without a graph break: the same losses and gradients."""
+    z, algo, noise, _ = mvp
+    algo.config.mask_bc, algo.config.bc_weight = True, z["cfg/alpha"]                              # recorded with the mask
+    actor_loss = torch.compile(algo.actor_loss, fullgraph=True) if compiled else algo.actor_loss
+    loss, info = actor_loss(chunk_batch(z), noise)
+    loss.backward()
+    close(info["mf_loss"], z["offline/mf_loss"], 2e-5, "mean flow loss")
+    close(info["ivc_loss"], z["offline/ivc_loss"], 2e-5, "IVC")
+    close(loss, z["offline/actor_loss"], 2e-5, "actor loss")
+    gradients_match(algo.actor, named(z, "offline/grad/actor"), 1e-4)
+    close(algo.choose(z["batch/observations"], z["onestep/noise"][:, None]), z["onestep/actions"], 1e-5, "one step")
+
+
+def test_meanflow_online(mvp):
+    z, algo, _, noise = mvp
+    algo.improving = True
+    obs, k = z["batch/observations"], z["cfg/top_k"]
+    scores = algo.critic.value(obs, sample(algo.actor_old, obs, noise["candidates"]))
+    close(scores, z["online/cand_q"], 1e-5, "scores")
+    assert scores.topk(k, dim=1).indices.flip(1).tolist() == z["online/top_idx"].tolist()
+    close(algo.positives(obs, noise["candidates"]).flip(1), z["online/top_actions"], 1e-5, "positives")
+
+    loss, info = algo.actor_loss(chunk_batch(z), noise)
+    loss.backward()
+    close(loss, z["online/actor_loss"], 2e-5, "actor loss")
+    close(algo.config.topk_weight * info["topk_loss"], z["online/weighted_loss_pos"], 2e-5, "top-K term")
+    close(loss - algo.config.topk_weight * info["topk_loss"], z["online/weighted_loss_target"], 2e-5, "data term")
+    gradients_match(algo.actor, named(z, "online/grad/actor"), 1e-4)
+    parts = algo.errors({"observations": obs}, z["online/top_actions"].flip(1), noise["topk_path"], noise["topk_times"])
+    for part, name in zip(parts, ("mf_loss", "ivc_loss")):                  # recorded as means over positives and data alike
+        close((k * part.mean() + info[name]) / (k + 1), z[f"online/{name}"], 2e-5, name)

@@ -117,12 +117,30 @@ def test_siblings_share_stage_1(first, home):
     assert [r["step"] for r in rows(sibling, "eval.csv")] == ["0", "30", "60", "70"]
 
 
+@pytest.mark.parametrize("method, sibling", [("qc-bfn", None), ("fql", None), ("mvp-topk", "mvp")])
+def test_rivals_run_from_end_to_end(method, sibling, tmp_path, home):
+    short = "--eval-every 1000 --offline-steps 10 --online-steps 15 --warmup 5"
+    script("train_online.py", tmp_path, home, f"--method {method} {short}")
+    out = next(tmp_path.glob(f"runs/cube-single-task2/{method}/*/*/seed0"))
+    assert [(r["step"], r["stage"]) for r in rows(out, "eval.csv")] == [("0", "offline"), ("10", "offline"), ("25", "online")]
+    assert [r["step"] for r in rows(out, "train.csv")] == ["5", "10", "20", "25"]
+    policy = run.load(out)
+    assert policy.act(torch.zeros(2, 28)).shape == (2, policy.chunk, 5)
+    if sibling:
+        assert "stage 1 taken from" in script("train_online.py", tmp_path, home, f"--method {sibling} {short}")
+        last = [rows(next(tmp_path.glob(f"runs/*/{m}/*/*/seed0")), "train.csv")[-1]["topk_loss"] for m in (method, sibling)]
+        assert float(last[0]) > 0 and last[1] == ""
+
+
 def test_existing_run_asks_for_resume_and_finished_one_can_be_extended(first, home):
     folder, out, _ = first
     before = rows(out, "train.csv")
     assert "--resume" in script("train_online.py", folder, home, code=2)
     assert "beyond the 50 asked for" in script("train_online.py", folder, home, "--resume --online-steps 20", code=2)
     assert "stage 1" in script("train_online.py", folder, home, "--resume --offline-steps 40", code=2)
+    older = run.read(out / "checkpoint.pt")                      # saved before a knob was invented: nothing to disagree with
+    older["config"].pop("flow_steps")
+    run.save(out / "checkpoint.pt", older)
     script("train_online.py", folder, home, "--resume --online-steps 50")
     after = rows(out, "train.csv")
     assert after[: len(before)] == before and int(after[-1]["step"]) == 80

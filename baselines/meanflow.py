@@ -1,0 +1,140 @@
+"""MVP: a one-step policy from the mean velocity of a flow (MeanFlow), and its variant with DFP's top-K positives.
+
+Time runs from data (t = 0) to noise (t = 1), the other way round than in flow.py:
+
+    z_t = (1 - t) a + t eps,   v = eps - a                                                  a straight path and its velocity
+
+A flow needs steps because its velocity changes on the way. MeanFlow (Geng et al., arXiv 2505.13447) learns the *mean*
+velocity between two times instead, with which any stretch is one step, so that one pass carries noise to an action:
+
+    u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
+
+The integral needs paths that are not known yet. Its derivative along the path does without: (t - r) u = integral, by t, is
+
+    u = v - (t - r) du/dt,     du/dt = v . grad_z u + d_t u                                        (MeanFlow identity)
+    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
+
+du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP). The
+identity's v is the field's, the mean over all straight paths through z_t; a sample's own v may stand for it, because the
+target is linear in v and a regression learns its target's mean.
+
+At r = t the identity reads u = v, the start from which longer stretches are learned; but two continuous draws never meet.
+MVP (Zhan et al., arXiv 2602.13810) asks for it in so many words, the instantaneous velocity constraint (IVC):
+
+    L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
+
+MVP       that loss on the data, and the critic chooses: the best of N samples acts and bootstraps.
+MVPTopK   the ablation of Table 2: online, DFP's positives P_K(s) (Eq. 15) are regression targets too.
+
+    python -m baselines.meanflow        draws instantaneous and mean velocity of a flow in one dimension
+
+Axes: B states, n targets a state, N candidates, K positives, D = H*A the flat chunk, O observation; ... any leading axes.
+"""
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dfp import DFP
+from policy import MLP
+
+
+def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
+    """du/dt along a path of velocity v, r fixed: the JVP of u(z, r, t) in the direction (v, 0, 1). It carries no gradient.
+
+    u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. u must not be a compiled module itself: tangents
+    can be lost inside one without a word. Compile from outside, around this call (as DFP.losses does).
+    """
+    with torch.no_grad():                            # switches off reverse mode alone; tangents are still computed
+        return torch.func.jvp(lambda z, t: u(z, r, t), (z, t), (v, torch.ones_like(t)))[1]
+
+
+def mean_flow(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared errors of L_MF and L_IVC by coordinate: action, noise [..., D], r <= t [..., 1] -> two [..., D]."""
+    v = noise - action
+    z_t, z_r = ((1 - time) * action + time * noise for time in (t, r))
+    target = v - (t - r) * total_derivative(u, z_t, r, t, v)                             # MeanFlow identity, sg(.)
+    return (u(z_t, r, t) - target).square(), (u(z_r, r, r) - v).square()
+
+
+def two_times(normal: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
+    """(r, t), r <= t: two logit-normal draws in order, from standard normals [..., 2] -> [..., 1] each.
+
+    The bounds 1e-6 (as released) keep both inside (0, 1) whatever mean and std are."""
+    times = torch.sigmoid(mean + std * normal).clamp(1e-6, 1 - 1e-6)
+    return times.amin(-1, keepdim=True), times.amax(-1, keepdim=True)
+
+
+class MeanFlowActor(nn.Module):
+    """eps -> a = eps - u(eps, 0, 1) in one pass: (obs [..., O], noise [..., D]) -> chunk [..., D], not clipped."""
+
+    def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...]):
+        super().__init__()
+        self.mlp = MLP(obs_dim + chunk_dim + 2, hidden, chunk_dim)
+
+    def velocity(self, obs: Tensor, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+        """u(s, z, r, t): [..., O], [..., D], [..., 1] twice -> [..., D]."""
+        return self.mlp(torch.cat([obs, z, r, t], dim=-1))
+
+    def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
+        r = torch.zeros_like(noise[..., :1])
+        return noise - self.velocity(obs, noise, r, r + 1)
+
+
+class MVP(DFP):
+    """The plain mean velocity policy, in both stages. See dfp.DFP for the interface.
+
+    noise of update(): {"next": [B, N', D], "path": [B, 1, D], "times": [B, 1, 2]}, all standard normal.
+    """
+
+    def make_actor(self, obs_dim, chunk_dim, hidden):
+        return MeanFlowActor(obs_dim, chunk_dim, hidden)
+
+    def start_online(self) -> None:
+        """Nothing changes: the actor keeps imitating, of a buffer that now holds what the critic chose. pi_old is not used."""
+
+    def actor_loss(self, batch, noise):
+        data, mask = batch["actions"].flatten(1)[:, None], self.bc_mask(batch)[:, None]             # [B, 1, D]
+        mf_loss, ivc_loss = ((mask * error).mean() for error in self.errors(batch, data, noise["path"], noise["times"]))
+        loss = self.config.bc_weight * (mf_loss + self.config.ivc_weight * ivc_loss)
+        return loss, {"mf_loss": mf_loss, "ivc_loss": ivc_loss, "actor_loss": loss}
+
+    def errors(self, batch, targets, noise, times):
+        """mean_flow() for the targets [B, n, D] of each state, noise [B, n, D] and normals for the times [B, n, 2]."""
+        obs = batch["observations"][:, None].expand(-1, targets.shape[1], -1)                       # [B, n, O]
+        r, t = two_times(times, self.config.time_mean, self.config.time_std)                        # [B, n, 1]
+        return mean_flow(partial(self.actor.velocity, obs), targets, noise, r, t)
+
+    def draw_noise(self, batch_size):
+        return {"next": self.normal(batch_size, self.config.best_of),
+                "path": self.normal(batch_size, 1), "times": self.normal(batch_size, 1, 2)}
+
+
+class MVPTopK(MVP):
+    """MVP + L_topK: L_BC + lambda * mean over the K positives of the same loss, each with noise and times of its own.
+
+    noise of update(): MVP's; online also {"candidates": [B, N, D], "topk_path": [B, K, D], "topk_times": [B, K, 2]}.
+    """
+    start_online = DFP.start_online                  # pi_old, the proposer, starts as a copy of the policy
+
+    def actor_loss(self, batch, noise):
+        loss, info = super().actor_loss(batch, noise)
+        if self.improving:
+            positives = self.positives(batch["observations"], noise["candidates"])                  # [B, K, D], Eq. 15
+            mf, ivc = self.errors(batch, positives, noise["topk_path"], noise["topk_times"])
+            topk_loss = (mf + self.config.ivc_weight * ivc).mean()
+            loss = loss + self.config.topk_weight * topk_loss
+            info |= {"topk_loss": topk_loss, "actor_loss": loss}
+        return loss, info
+
+    def draw_noise(self, batch_size):
+        noise, c = super().draw_noise(batch_size), self.config
+        if self.improving:
+            noise |= {"candidates": self.normal(batch_size, c.num_candidates),
+                      "topk_path": self.normal(batch_size, c.top_k), "topk_times": self.normal(batch_size, c.top_k, 2)}
+        return noise
+
+
+if __name__ == "__main__":
+    from baselines import pictures
+    pictures.meanflow()

@@ -1,0 +1,107 @@
+"""The pictures of flow.py and meanflow.py, from the networks and losses that train policies, on toy targets, in seconds."""
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import torch
+
+from baselines.flow import FlowActor, euler, flow_loss
+from baselines.meanflow import MeanFlowActor, mean_flow, two_times
+from drift import drift_loss
+from policy import Actor
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parent.parent / "figures"
+GREY, BLUE, ORANGE = "0.75", "#1f77b4", "#ff7f0e"
+
+
+def train(network, loss, steps=1200):
+    adam = torch.optim.Adam(network.parameters(), 2e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, steps)
+    for _ in range(steps):
+        adam.zero_grad()
+        loss().backward()
+        adam.step()
+        decay.step()
+
+
+def save(figure, name):
+    FOLDER.mkdir(exist_ok=True)
+    figure.savefig(FOLDER / name, dpi=100)
+    plt.close(figure)
+    print(FOLDER / name)
+
+
+def flow() -> None:
+    """figures/flow.png: noise carried to four modes in 1, 2, 5 and 10 Euler steps, and by one pass of a drift policy."""
+    torch.manual_seed(0)
+    modes = 0.7 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+    data = lambda n: modes[torch.randint(4, (n,))] + 0.05 * torch.randn(n, 2)
+    state = lambda n: torch.zeros(n, 0)                                          # one state, nothing to observe
+
+    many = FlowActor(0, 2, (128,) * 3, steps=10)
+    train(many, lambda: flow_loss(partial(many.velocity, state(256)), data(256), torch.randn(256, 2), torch.rand(256, 1)))
+    once = Actor(0, 2, (128,) * 3)
+    train(once, lambda: drift_loss(once(state(128), torch.randn(128, 2))[None], data(128)[None],
+                                   temperatures=(0.05, 0.5))[0].mean())
+
+    noise, target = torch.randn(300, 2), data(600)
+    figure, axes = plt.subplots(1, 5, figsize=(12.5, 3.05), layout="constrained", sharex=True, sharey=True)
+    for ax, steps in zip(axes, (1, 2, 5, 10, None)):
+        visited = []                                                             # every point at which a network was asked
+        with torch.no_grad():
+            if steps:
+                end = euler(lambda x, time: visited.append(x) or many.velocity(state(300), x, time), noise, steps)
+            else:
+                visited, end = [noise], once(state(300), noise)
+        path = torch.stack([*visited, end])                                      # [steps + 1, 300, 2]
+        ax.scatter(*target.T, s=5, color=GREY, lw=0)
+        ax.plot(path[:, :40, 0], path[:, :40, 1], color=BLUE if steps else ORANGE, lw=0.6, alpha=0.35)
+        ax.scatter(*end.T, s=6, color=BLUE if steps else ORANGE, lw=0)
+        on = (torch.cdist(end, modes).amin(1) < 0.15).float().mean()
+        title = f"flow, {steps} step{'s' * (steps > 1)}" if steps else "drift policy, one pass"
+        ax.set_title(f"{title}\n{on:.0%} within 3 std of a mode", fontsize=10)
+        ax.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])
+    save(figure, "flow.png")
+
+
+def meanflow() -> None:
+    """figures/meanflow.png: one dimension; where a path's first velocity points, and where its mean velocity does."""
+    torch.manual_seed(0)
+    data = lambda n: 0.7 * (2.0 * torch.randint(2, (n, 1)) - 1) + 0.05 * torch.randn(n, 1)
+    actor = MeanFlowActor(0, 1, (128,) * 3)
+    u = lambda z, r, t: actor.velocity(torch.zeros(len(z), 0), z, r, t)
+
+    def loss():
+        mf, ivc = mean_flow(u, data(256), torch.randn(256, 1), *two_times(torch.randn(256, 2), -0.4, 1.0))
+        return (mf + ivc).mean()
+    train(actor, loss, 2000)
+
+    noise, one, steps = torch.randn(2000, 1), torch.ones(2000, 1), 50
+    with torch.no_grad():
+        path = [noise]                                       # the curve: many small steps with the velocity u(z, t, t)
+        for i in range(steps, 0, -1):
+            path.append(path[-1] - u(path[-1], one * i / steps, one * i / steps) / steps)
+        instant, mean = (noise - u(noise, r * one, one) for r in (1, 0))
+    path = torch.stack(path)[..., 0]                                             # [steps + 1, 2000]
+    time = torch.linspace(1, 0, steps + 1)
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(2.2, 1), sharey=True)
+    left.plot(time, path[:, :60], color=GREY, lw=0.6)
+    for start in (-1.2, -0.35, 0.35, 1.2):
+        i = (noise[:, 0] - start).abs().argmin()
+        for end, color in ((instant[i, 0], ORANGE), (mean[i, 0], BLUE)):
+            arrow = dict(arrowstyle="->", color=color, lw=1.6, shrinkA=0, shrinkB=0)
+            left.annotate("", (0, end), (1, noise[i, 0]), arrowprops=arrow)
+    left.set(xlim=(1.02, -0.02), ylim=(-2.2, 2.2), xlabel="time t: noise (1) to data (0)", ylabel="z",
+             title="paths of the flow, and one step along two velocities")
+    bins = torch.linspace(-2.2, 2.2, 120).tolist()
+    right.hist(data(2000)[:, 0].tolist(), bins, orientation="horizontal", color=GREY, label="data")
+    for values, color, label in ((instant, ORANGE, r"instantaneous, $\epsilon - u(\epsilon, 1, 1)$"),
+                                 (mean, BLUE, r"mean, $\epsilon - u(\epsilon, 0, 1)$")):
+        right.hist(values[:, 0].tolist(), bins, orientation="horizontal", histtype="step", lw=1.5, color=color, label=label)
+    right.set(xticks=[], title="where one step lands")
+    right.legend(fontsize=8, loc="upper right")
+    save(figure, "meanflow.png")

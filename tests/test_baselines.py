@@ -1,0 +1,301 @@
+"""The rivals: their equations against hand-computed numbers, and all eight methods behind one interface."""
+import copy
+import math
+
+import pytest
+import torch
+
+from baselines import pictures
+from baselines.flow import BFN, FQL, euler, flow_loss
+from baselines.meanflow import MVP, MeanFlowActor, mean_flow, total_derivative, two_times
+from config import METHODS, TOPK, build
+from critic import Critic
+from dfp import DFP
+from run import algorithm
+from test_dfp import A, OBS, make_batch, same
+
+B, D = 8, 5 * A
+
+
+def make(method, **knobs):
+    small = dict(task="lift", method=method, preset="quick", hidden=16, layers=2, batch_size=B, precision="fp32")
+    return algorithm(build(small | knobs), OBS, A, "cpu")
+
+
+def batch_for(algo, seed=0):
+    return make_batch(seed, B, algo.chunk)
+
+
+def gradients(algo, batch, noise):
+    algo.optimizer.zero_grad(set_to_none=True)
+    algo.actor_loss(batch, noise)[0].backward()
+    return {name: p.grad for name, p in algo.actor.named_parameters()}
+
+
+# -------------------------------------------------------------------------------------------------------------- flow
+@pytest.mark.parametrize("steps", [1, 2, 5, 10])
+def test_euler_on_analytic_velocities(steps):
+    x = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    growth = euler(lambda x, time: x, x, steps)                                # dx/dt = x: (1 + 1/n)^n
+    assert torch.allclose(growth, x * (1 + 1 / steps) ** steps)
+    clock = euler(lambda x, time: time.expand_as(x), x, steps)                 # dx/dt = t, read at the left end of each step
+    assert torch.allclose(clock, x + (steps - 1) / (2 * steps))
+    with pytest.raises(ValueError, match="at least one step"):
+        euler(lambda x, time: x, x, 0)
+
+
+def test_flow_loss_by_hand():
+    action, noise, time = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([[0.25]])
+    velocity = lambda x, time: 2 * x + time                                    # noqa: E731
+    # x = 0.75 noise + 0.25 action = (0.25, 1.5); v = (0.75, 3.25); action - noise = (1, -2); errors (-0.25, 5.25)
+    assert flow_loss(velocity, action, noise, time).item() == (0.25**2 + 5.25**2) / 2
+    assert flow_loss(velocity, action, noise, time, torch.tensor([[1.0, 0.0]])).item() == 0.25**2 / 2
+
+
+def test_flow_recovers_a_known_field():
+    """Data in one point c: the field is (c - x) / (1 - t), and Euler lands on c exactly, in any number of steps."""
+    c, noise = torch.tensor([0.3, -0.4]), torch.randn(6, 2)
+    field = lambda x, time: (c - x) / (1 - time)                               # noqa: E731
+    assert flow_loss(field, c.expand(6, 2), noise, 0.9 * torch.rand(6, 1)) < 1e-10
+    for steps in (1, 3, 10):
+        assert torch.allclose(euler(field, noise, steps), c.expand(6, 2), atol=1e-5)
+
+
+def test_student_gradient_by_hand():
+    """With Q = sum of the chunk, the gradient on the student's last bias is known: 2 alpha (mu - teacher) / (B D) pulls even
+    outside the bounds, -1 / B climbs Q inside them only. The teacher learns from the data alone, the critic not at all."""
+    algo = make("qc-fql", distill_weight=3.0)
+    last = algo.actor.student.mlp.linears[-1]
+    with torch.no_grad():
+        last.bias[:3] = torch.tensor([4.0, -4.0, 1.05])                        # some samples of the student leave the bounds
+
+    class Likes(Critic):
+        def forward(self, obs, chunk):
+            return chunk.sum(-1) + 0 * super().forward(obs, chunk)
+    algo.critic.__class__ = Likes
+    batch, noise = batch_for(algo), algo.draw_noise(B)
+    batch["valid"][:, 3:] = 0
+    student = algo.actor(batch["observations"], noise["student"]).detach()
+    teacher = algo.actor.integrate(batch["observations"], noise["student"]).detach().clamp(-1, 1)
+    inside = student.abs() < 1
+    assert inside.any(0)[2] and not inside.all(0)[2] and not inside[:, 0].any()
+    expected = (2 * 3.0 * (student - teacher) / (B * D) - inside / B).sum(0)
+
+    found = gradients(algo, batch, noise)
+    assert torch.allclose(last.bias.grad, expected, atol=1e-6)
+    assert all(p.grad is None for p in algo.critic.parameters())
+
+    algo.optimizer.zero_grad(set_to_none=True)
+    BFN.actor_loss(algo, batch, noise)[0].backward()
+    alone = {name: p.grad for name, p in algo.actor.named_parameters() if p.grad is not None}
+    assert {name.split(".")[0] for name in alone} == {"mlp"} and all(torch.equal(found[name], alone[name]) for name in alone)
+
+
+def test_flow_acts_with_its_steps_and_fql_with_one():
+    bfn, fql = make("qc-bfn"), make("qc-fql")
+    asked = []
+    for algo in (bfn, fql):
+        algo.actor.mlp.register_forward_hook(lambda *_: asked.append("flow"))
+    fql.actor.student.register_forward_hook(lambda *_: asked.append("student"))
+    for critic in (bfn.critic, fql.critic):
+        critic.register_forward_hook(lambda *_: asked.append("critic"))
+    obs = make_batch()["observations"]
+    bfn.act(obs)
+    assert asked == ["flow"] * 10 + ["critic"]
+    asked.clear()
+    fql.act(obs)
+    assert asked == ["student"]
+
+
+# --------------------------------------------------------------------------------------------------------- mean flow
+def test_derivative_against_finite_differences():
+    torch.manual_seed(0)
+    actor = MeanFlowActor(OBS, D, (32, 32)).double()
+    n = lambda *s: torch.randn(*s, dtype=torch.float64)                        # noqa: E731
+    obs, z, v, (r, t) = n(B, OBS), n(B, D), n(B, D), two_times(n(B, 2), -0.4, 1.0)
+    u = lambda z, r, t: actor.velocity(obs, z, r, t)                           # noqa: E731
+    derivative, e = total_derivative(u, z, r, t, v), 1e-5
+    differences = (u(z + e * v, r, t + e) - u(z - e * v, r, t - e)) / (2 * e)
+    assert derivative.dtype == torch.float64 and not derivative.requires_grad
+    assert (derivative - differences).abs().max() < 1e-8 * differences.abs().max()
+    with torch.no_grad():                                                      # also where nothing needs a gradient
+        assert torch.equal(total_derivative(u, z, r, t, v), derivative)
+
+
+def test_mean_flow_identity():
+    """dz/dt = 2z has mean velocity u = z (1 - exp(-2(t - r))) / (t - r): the identity holds, so L_MF is 0, and IVC, which asks
+    u(z_r, r, r) = 2 z_r for the straight path's v, is the rest that is known by hand."""
+    torch.manual_seed(0)
+    n = lambda *s: torch.randn(*s, dtype=torch.float64)                        # noqa: E731
+    z, (r, t) = n(B, D), two_times(n(B, 2), -0.4, 1.0)
+    u = lambda z, r, t: z * torch.where(t > r, -torch.expm1(-2 * (t - r)) / (t - r), 2.0)       # noqa: E731
+    v = 2 * z                                              # a straight path that passes z at time t with this velocity:
+    action, noise = z - t * v, z + (1 - t) * v
+    mf, ivc = mean_flow(u, action, noise, r, t)
+    assert mf.max() < 1e-20
+    assert torch.allclose(ivc, (2 * (action + r * v) - v).square())
+    assert mean_flow(lambda z, r, t: u(z, r, t) + 0.1, action, noise, r, t)[0].min() > 1e-3      # and no other u
+
+
+def test_two_times():
+    normal = torch.tensor([[0.4, 1.4], [3.0, -2.0], [100.0, -100.0]])
+    r, t = two_times(normal, -0.4, 1.0)
+    sigmoid = lambda x: 1 / (1 + math.exp(-x))                                 # noqa: E731
+    assert torch.allclose(t[:, 0], torch.tensor([sigmoid(1.0), sigmoid(2.6), 1 - 1e-6]))
+    assert torch.allclose(r[:, 0], torch.tensor([sigmoid(0.0), sigmoid(-2.4), 1e-6]))
+
+
+def test_mvp_acts_in_one_pass_from_noise_to_data():
+    algo = make("mvp")
+    obs, noise = make_batch()["observations"], torch.randn(B, 1, D)
+    zero, one = torch.zeros(B, 1), torch.ones(B, 1)
+    expected = (noise[:, 0] - algo.actor.velocity(obs, noise[:, 0], zero, one)).clamp(-1, 1)
+    assert torch.allclose(algo.choose(obs, noise), expected, atol=1e-6)
+
+
+def test_topk_variant_differs_by_its_term_alone():
+    plain, variant = make("mvp"), make("mvp-topk")
+    batch = batch_for(plain)
+    for stage in ("offline", "online"):
+        noise = variant.draw_noise(B)
+        a, (b, info) = plain.actor_loss(batch, noise)[0], variant.actor_loss(batch, noise)
+        assert torch.equal(b, a + 0.5 * info["topk_loss"] if stage == "online" else a)
+        plain.start_online()
+        variant.start_online()
+    # The term itself: the same regression, unmasked, on the K candidates of pi_old with the highest Q.
+    obs, eps = batch["observations"], noise["candidates"]
+    positives, velocity = variant.positives(obs, eps), variant.actor_old.velocity
+    candidates = eps - velocity(obs[:, None].expand(-1, 16, -1), eps, torch.zeros(B, 16, 1), torch.ones(B, 16, 1))
+    scores = variant.critic.value(obs, candidates.clamp(-1, 1))
+    assert torch.allclose(variant.critic.value(obs, positives), scores.topk(2, dim=1).values, atol=1e-6)
+    mf, ivc = variant.errors(batch, positives, noise["topk_path"], noise["topk_times"])
+    assert torch.equal(info["topk_loss"], (mf + ivc).mean())
+    # Updates: pi_old moves in the variant alone, and weight 0 makes the variant the plain method.
+    noise, silent = variant.draw_noise(B), make("mvp-topk", topk_weight=0.0)
+    silent.start_online()
+    old = copy.deepcopy(plain.actor_old)
+    for _ in range(2):
+        plain.update(batch, noise)
+        silent.update(batch, noise)
+    assert same(plain.actor, silent.actor) and same(plain.actor_old, old) and not same(silent.actor_old, old)
+
+
+def test_weights_are_read():
+    losses = {}
+    for bc_weight, ivc_weight in ((1.0, 0.0), (1.0, 1.0), (1.0, 2.0), (3.0, 1.0)):
+        algo = make("mvp", bc_weight=bc_weight, ivc_weight=ivc_weight)
+        losses[bc_weight, ivc_weight], info = algo.actor_loss(batch_for(algo), algo.draw_noise(B))
+    assert losses[1, 0] == info["mf_loss"] and losses[3, 1] == 3 * losses[1, 1]
+    assert torch.allclose(losses[1, 2] - losses[1, 1], info["ivc_loss"])
+
+
+# ---------------------------------------------------------------------------------------------- one interface for all
+@pytest.mark.parametrize("method", METHODS)
+def test_update_act_and_state(method):
+    algo, other = make(method), make(method, seed=9)
+    obs = batch_for(algo)["observations"]
+    for stage in ("offline", "online"):
+        assert algo.improving == (stage == "online" and method in TOPK)        # pi_old belongs to L_topK
+        for i in range(3):
+            before = copy.deepcopy(algo.actor), copy.deepcopy(algo.critic)
+            info = algo.update(batch_for(algo, i))
+            assert all(v.dim() == 0 and v.isfinite() and not v.requires_grad for v in info.values())
+            assert {"critic_loss", "actor_loss"} <= set(info)
+            assert all(not torch.equal(p, q) for net, old in zip((algo.actor, algo.critic), before)
+                       for (name, p), q in zip(net.named_parameters(), old.parameters()))        # every parameter learns
+        act = lambda **k: algo.act(obs, torch.Generator().manual_seed(3), **k)                 # noqa: E731, B023
+        chunk = act()
+        assert chunk.shape == (B, algo.chunk, A) and chunk.dtype == torch.float32 and chunk.abs().max() <= 1
+        assert torch.equal(chunk, act()) and act(best_of=1).shape == chunk.shape
+        if algo.config.best_of > 1:                             # the chosen chunk is no worse than the raw policy's
+            q = lambda a: algo.critic.value(obs, a.flatten(1))                                 # noqa: E731, B023
+            assert not torch.equal(chunk, act(best_of=1)) and q(chunk).mean() > q(act(best_of=1)).mean()
+        # A saved state, read into another object, goes on exactly.
+        other.load_state_dict(copy.deepcopy(algo.state_dict()))
+        a, b = algo.update(batch_for(algo, 7)), other.update(batch_for(algo, 7))
+        assert all(torch.equal(a[k], b[k]) for k in a) and same(algo.actor, other.actor) and same(algo.critic, other.critic)
+        algo.start_online()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_update_is_a_function_of_batch_and_noise(method):
+    one, two = make(method), make(method)
+    noise = one.draw_noise(B)
+    two.draw_noise(B)
+    two.draw_noise(B)
+    a, b = one.update(batch_for(one), noise), two.update(batch_for(two), noise)
+    assert all(torch.equal(a[k], b[k]) for k in a) and same(one.actor, two.actor)
+
+
+@pytest.mark.parametrize("method, asks", [("bfn", False), ("qc-bfn", False), ("fql", True), ("qc-fql", True), ("mvp", False),
+                                          ("mvp-topk", True), ("dfp-no-topk", False), ("dfp", True)])
+def test_whose_actor_listens_to_the_critic(method, asks):
+    """Online, another critic makes another actor step where Q shapes the actor, and only there."""
+    one, two = make(method), make(method)
+    with torch.no_grad():
+        for p in two.critic.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    for algo in (one, two):
+        algo.start_online()
+    noise = one.draw_noise(B)
+    one.update(batch_for(one), noise)
+    two.update(batch_for(two), noise)
+    assert same(one.actor, two.actor) != asks
+
+
+@pytest.mark.parametrize("method", ["qc-bfn", "qc-fql", "mvp", "dfp"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_next_episode_is_not_imitated(method, masked):
+    """Chunk steps past an episode's end are no regression target (the rivals' networks still see them in x_t, as released)."""
+    algo = make(method, mask_bc=masked)
+    batch = batch_for(algo)
+    batch["valid"][:, 3:] = 0
+    gradient = gradients(algo, batch, algo.draw_noise(B))["mlp.linears.2.bias"].unflatten(0, (5, A))
+    assert (gradient[:3] != 0).all() and ((gradient[3:] == 0) == masked).all()
+
+
+def test_siblings_share_stage_1_and_families_do_not():
+    knobs = {method: build(dict(task="lift", method=method)).stage1_knobs() for method in METHODS}
+    pairs = [(a, b) for a in METHODS for b in METHODS if a < b and knobs[a] == knobs[b]]
+    assert pairs == [("mvp", "mvp-topk"), ("dfp", "dfp-no-topk")]
+    for a, b in pairs:                                          # and what the knobs promise is true
+        one, two = make(a), make(b)
+        for i in range(3):
+            one.update(batch_for(one, i))
+            two.update(batch_for(two, i))
+        assert same(one.actor, two.actor) and same(one.critic, two.critic)
+        two.load_state_dict(one.state_dict())
+        two.start_online()
+        two.update(batch_for(two))
+    # Equal knobs in another family are another stage 1.
+    assert build(dict(method="qc-fql", best_of=16)).stage1_knobs() != build(dict(method="mvp")).stage1_knobs()
+
+
+def test_classes():
+    expected = {"bfn": BFN, "qc-bfn": BFN, "fql": FQL, "qc-fql": FQL, "mvp": MVP, "dfp": DFP, "dfp-no-topk": DFP}
+    assert all(type(make(method)) is kind for method, kind in expected.items())
+    assert [make(m).chunk for m in METHODS] == [1, 5, 1, 5, 5, 5, 5, 5]
+
+
+def test_pictures(tmp_path, monkeypatch):
+    """Both are drawn, with networks that have hardly been trained."""
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "figures")
+    train = pictures.train
+    monkeypatch.setattr(pictures, "train", lambda network, loss, steps=0: train(network, loss, 2))
+    pictures.flow()
+    pictures.meanflow()
+    assert all((tmp_path / "figures" / name).stat().st_size > 10_000 for name in ("flow.png", "meanflow.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["qc-bfn", "qc-fql", "mvp-topk"])
+def test_compiled_update_equals_the_plain_one(method, capsys):
+    plain, fast = make(method), make(method, compile=True)
+    for algo in (plain, fast):
+        algo.start_online()
+    for i in range(4):
+        noise = plain.draw_noise(B)
+        a, b = plain.update(batch_for(plain, i), noise), fast.update(batch_for(fast, i), noise)
+        for name in a:
+            assert torch.allclose(a[name], b[name], rtol=1e-3, atol=1e-5), name
+    assert "going on without it" not in capsys.readouterr().out
