@@ -1,0 +1,199 @@
+"""How fast, as a share of what this machine can do.
+
+    python -m tools.benchmark                              DFP at the paper's size: updates, acting, simulator, batches
+    python -m tools.benchmark --methods dfp qc-fql mvp     one update and one action of each method, beside DFP's
+    python -m tools.benchmark --profile                    where an online step's time goes
+
+Peak is the best square matrix product (1024 to 8192) of the same process with the same threads; work is counted from the
+shapes of the matrix products that run (torch's FlopCounterMode), so rate / peak says how much is left on the table. Modes
+are timed in turns, and the median is kept: on a shared machine only ratios within one run mean anything.
+Prints a table and writes <out>/benchmark.csv: what, method, mode, ms, gflop, rate (GFLOP/s or 1/s), peak, ratio.
+"""
+import argparse
+import contextlib
+import csv
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import config
+import data
+import envs
+import run
+from config import UserError
+
+COLUMNS = ("what", "method", "mode", "ms", "gflop", "rate", "peak", "ratio")
+
+
+def seconds(function, device, times: int) -> float:
+    function()
+    taken = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def peaks(device, largest: int) -> dict[str, float]:
+    """GFLOP/s of the best square matrix product, by precision."""
+    best = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        best[name] = 0.0
+        size = 1024
+        while size <= largest:
+            a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+            best[name] = max(best[name], 2e-9 * size**3 / seconds(lambda: a @ b, device, 3))
+            size *= 2
+    return best
+
+
+def example(c: config.Config, device, size: int = 100_000) -> data.ReplayBuffer:
+    """A buffer of made-up transitions of the task's shapes: time does not depend on what they say."""
+    task, draw = envs.task(c.task), np.random.default_rng(0)
+    shapes = dict(observations=(size, task.obs_dim), next_observations=(size, task.obs_dim), actions=(size, task.action_dim))
+    arrays = {name: np.clip(draw.normal(size=shapes.get(name, size)), -1, 1).astype(np.float32) for name in data.FIELDS}
+    arrays |= {"masks": np.ones(size, np.float32), "terminals": (np.arange(size) % 500 == 499).astype(np.float32)}
+    return data.ReplayBuffer(arrays, 0, c.chunk, c.discount, device)
+
+
+def build(args, method: str, online: bool, **knobs):
+    """-> (algorithm, one whole update, its GFLOP)."""
+    c = config.build(dict(task=args.task, method=method, preset=args.preset, **knobs))
+    task, buffer = envs.task(c.task), example(c, args.device)
+    algo = run.algorithm(c, task.obs_dim, task.action_dim, args.device)
+    if online:
+        algo.start_online()
+    generator = torch.Generator(args.device).manual_seed(0)
+    plain, algo.losses = algo.losses, algo._losses               # counted without the compiler: it hides products from the counter
+    with FlopCounterMode(display=False) as counter:
+        algo.update(buffer.sample(c.batch_size, generator))
+    algo.losses = plain
+    return algo, lambda: algo.update(buffer.sample(c.batch_size, generator)), counter.get_total_flops() / 1e9
+
+
+def updates(args, peak, add) -> None:
+    modes = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
+             "compiled fp32": dict(compile=True, precision="fp32"), "plain fp32": dict(compile=False, precision="fp32")}
+    for online in (False, True):
+        for method in args.methods:
+            ready = {}
+            for mode, knobs in modes.items():
+                if args.methods == ["dfp"] or mode == args.mode:
+                    _, step, gflop = build(args, method, online, **knobs)
+                    begin = time.perf_counter()
+                    step()
+                    ready[mode] = (step, gflop, time.perf_counter() - begin)
+            taken = {mode: [] for mode in ready}
+            for _ in range(args.rounds):                         # in turns, so that a busy moment hits every mode
+                for mode, (step, _, _) in ready.items():
+                    taken[mode].append(seconds(step, args.device, args.repeat))
+            for mode, (_, gflop, first) in ready.items():
+                t = statistics.median(taken[mode])
+                add(f"{'online' if online else 'offline'} update", method, mode, t, gflop=gflop, peak=peak["fp32"])
+                add(f"first {'online' if online else 'offline'} update", method, mode, first)
+
+
+def acting(args, add) -> None:
+    for method in args.methods:
+        algo, _, _ = build(args, method, False, compile=False)
+        obs, generator = np.zeros((1, envs.task(args.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
+        add(f"act, best of {algo.config.best_of}", method, "plain auto", seconds(lambda: algo.act(obs, generator), args.device, 50))
+
+
+def simulating(args, add) -> None:
+    c = config.build(dict(task=args.task))
+    env, zero = envs.make(c.task), np.zeros(envs.task(c.task).action_dim, np.float32)
+    env.reset(seed=0)
+    add("simulator step", "-", "one process", seconds(lambda: env.step(zero), torch.device("cpu"), 100))
+    env.close()
+    algo, _, _ = build(args, "dfp", False, compile=False)
+    evaluator = envs.Evaluator(c.task, c.chunk, args.workers)
+    evaluator(algo.act, args.workers)                            # starts the processes
+    begin = time.perf_counter()
+    result = evaluator(algo.act, 2 * args.workers)
+    add("evaluation step", "dfp", f"{args.workers} processes", (time.perf_counter() - begin) / (result["length"] * result["episodes"]))
+    evaluator.close()
+    buffer, generator = example(c, args.device, 1_000_000), torch.Generator(args.device).manual_seed(0)
+    add("batch of 1M transitions", "-", str(args.device), seconds(lambda: buffer.sample(c.batch_size, generator), args.device, 200))
+
+
+def profile(args) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+    _, step, _ = build(args, args.methods[0], True, compile=False)
+    for _ in range(3):
+        step()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (args.device.type == "cuda")
+    with record(activities=activities) as recorded:
+        for _ in range(5):
+            step()
+    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+
+
+def main() -> None:
+    parser = config.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--task", default="cube-double-task2", help="whose sizes and constants")
+    parser.add_argument("--preset", default="paper", choices=("paper", "quick"), help="network and batch size")
+    parser.add_argument("--methods", nargs="+", default=["dfp"], help="methods to compare; several: in one mode each")
+    parser.add_argument("--mode", default="compiled auto", help="the mode in which several methods are compared")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
+    parser.add_argument("--workers", type=int, default=2, help="simulator processes of an evaluation")
+    parser.add_argument("--largest", type=int, default=8192, help="largest matrix product tried for the peak")
+    parser.add_argument("--rounds", type=int, default=3, help="turns each mode gets")
+    parser.add_argument("--repeat", type=int, default=5, help="updates in a turn")
+    parser.add_argument("--profile", action="store_true", help="profile the online update of the first method, and stop")
+    parser.add_argument("--out", default="results", help="folder of benchmark.csv")
+    args = parser.parse_args()
+    unknown = [m for m in args.methods if m not in config.METHODS]
+    if unknown:
+        raise UserError(f"unknown method {unknown[0]!r}. Known: {', '.join(config.METHODS)}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this torch sees no GPU")
+    args.device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")
+    if args.profile:
+        return profile(args)
+
+    rows = []
+
+    def add(what, method, mode, t, gflop=None, peak=None):
+        rate = gflop / t if gflop else 1 / t
+        rows.append(dict(what=what, method=method, mode=mode, ms=f"{1e3 * t:.2f}", gflop=f"{gflop:.1f}" if gflop else "", rate=f"{rate:.1f}",
+                         peak=f"{peak:.0f}" if peak else "", ratio=f"{rate / peak:.2f}" if peak else ""))
+        print("  ".join(f"{rows[-1][k]:>{w}}" for k, w in zip(COLUMNS, (26, 12, 14, 9, 7, 9, 6, 6))), flush=True)
+
+    print("  ".join(f"{k:>{w}}" for k, w in zip(COLUMNS, (26, 12, 14, 9, 7, 9, 6, 6))))
+    peak = peaks(args.device, args.largest)
+    for name, value in peak.items():
+        rows.append(dict(what="matrix product, peak", method="-", mode=name, rate=f"{value:.0f}"))
+        print(f"{'matrix product, peak':>26}  {'-':>12}  {name:>14}  {'':9}  {'':7}  {value:9.0f}")
+    updates(args, peak, add)
+    acting(args, add)
+    with contextlib.suppress(ImportError):
+        simulating(args, add)
+    memory = torch.cuda.max_memory_allocated() / 2**20 if args.device.type == "cuda" else \
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    rows.append(dict(what="peak memory, MiB", method="-", mode=str(args.device), rate=f"{memory:.0f}"))
+    print(f"{'peak memory, MiB':>26}  {'-':>12}  {str(args.device):>14}  {'':9}  {'':7}  {memory:9.0f}")
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "benchmark.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    config.main(main)
