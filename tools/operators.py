@@ -43,6 +43,7 @@ class Operator:
     detour: float     # probability of first heading for a wrong place; on the way to the object, and to the goal
     pause: float      # probability per step, away from contact, of nearly stopping for 3 to 8 steps
     fumble: float     # probability that the first grasp closes above the object
+    slip: float       # probability of sliding aside right at the object, and once more right at the goal
     # habits
     mirror: float     # probability that an episode has lean, wrist and bend with the opposite sign
     lean: tuple       # metres (x, y) beside the object where the descent begins
@@ -53,13 +54,13 @@ class Operator:
 
 
 OPERATORS = (
-    #        name        speed gain noise jitter detour pause fumble mirror     lean       wrist bend  carry slack
-    Operator("worse-a",  .46, .50, .20, .025,   .40,  .020,  .25,   .35, (+.00, +.05),  +.5, +.06, .06, .04),
-    Operator("worse-b",  .50, .60, .24, .030,   .50,  .015,  .20,   .20, (-.05, -.01),  -.4, -.08, .03, .07),
-    Operator("okay-a",   .52, .60, .12, .015,   .25,  .010,  .12,   .30, (+.01, -.05),  +.0, +.05, .08, .05),
-    Operator("okay-b",   .56, .70, .10, .015,   .20,  .008,  .10,   .15, (+.04, +.03),  +.7, -.04, .02, .10),
-    Operator("better-a", .60, .80, .05, .008,   .06,  .003,  .03,   .25, (+.00, +.02),  -.1, +.02, .02, .08),
-    Operator("better-b", .68, .80, .04, .006,   .04,  .002,  .02,   .10, (-.03, -.02),  -.6, -.03, .05, .06),
+    #        name        speed gain noise jitter detour pause fumble slip mirror     lean       wrist bend  carry slack
+    Operator("worse-a",  .46, .50, .20, .025,   .40,  .020,  .25,  .60,  .35, (+.00, +.05),  +.5, +.06, .06, .04),
+    Operator("worse-b",  .50, .60, .24, .030,   .50,  .015,  .20,  .60,  .20, (-.05, -.01),  -.4, -.08, .03, .07),
+    Operator("okay-a",   .52, .60, .12, .015,   .25,  .010,  .12,  .40,  .30, (+.01, -.05),  +.0, +.05, .08, .05),
+    Operator("okay-b",   .56, .70, .10, .015,   .20,  .008,  .10,  .40,  .15, (+.04, +.03),  +.7, -.04, .02, .10),
+    Operator("better-a", .60, .80, .05, .008,   .06,  .003,  .03,  .25,  .25, (+.00, +.02),  -.1, +.02, .02, .08),
+    Operator("better-b", .68, .80, .04, .006,   .04,  .002,  .02,  .25,  .10, (-.03, -.02),  -.6, -.03, .05, .06),
 )
 
 
@@ -88,6 +89,7 @@ def make_plan(env, task, operator, obs, rng):
         hover=rng.uniform(0.08, 0.12),            # metres above `straight` at which the descent begins
         fumble=rng.random() < operator.fumble,
         detour={phase: rng.random() < operator.detour for phase in ("reach", "carry")},
+        slip={phase: rng.random() < operator.slip for phase in ("reach", "carry")},
         turn_to=None)                             # yaw of the object at the goal, where it matters
     thing, thing_yaw = obs[BODY[task] + "_pos"], yaw_of(obs[BODY[task] + "_quat"])
     # grasp_offset   from the object's centre to the hand, in the object's frame
@@ -127,7 +129,7 @@ class Hand:
 
     def __init__(self, task, operator, plan, rng):
         self.task, self.operator, self.plan, self.rng = task, operator, plan, rng
-        self.tremor, self.pause_left, self.width = np.zeros(6), 0, 0.0
+        self.tremor, self.pause_left, self.slip_left, self.width = np.zeros(6), 0, 0, 0.0
         self.enter("reach")
 
     def enter(self, phase):
@@ -215,6 +217,16 @@ class Hand:
         upright = Rotation.from_euler("z", target_yaw) * Rotation.from_euler("x", np.pi)
         turn = (upright * Rotation.from_quat(obs["robot0_eef_quat"]).inv()).as_rotvec()
         turn = cap(turn / 0.5 * operator.gain, speed)
+
+        # A slip leaves the line where it matters most, and what the operator does next is what a policy has to know: a
+        # policy is never as exact as its teacher, and stands helpless where no teacher ever was.
+        if free and contact < 0.02 and self.plan.slip[self.phase]:
+            self.plan.slip[self.phase], self.slip_left = False, int(rng.integers(4, 8))
+            angle = rng.uniform(0, 2 * np.pi)
+            self.slip = rng.uniform(0.4, 0.8) * np.array([np.cos(angle), np.sin(angle), 0])
+        if self.slip_left:
+            self.slip_left -= 1
+            move, turn = self.slip, np.zeros(3)
 
         if free and self.pause_left == 0 and contact > 0.06 and rng.random() < operator.pause:
             self.pause_left = int(rng.integers(3, 9))
