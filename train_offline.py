@@ -26,8 +26,9 @@ from config import Config, UserError
 
 def prepare(config: Config, given: set[str]):
     """Everything a stage works with. Nothing is written before all of it has been checked."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this torch sees no GPU; --device auto takes what there is")
+    for name in ("device", "data_device"):
+        if getattr(config, name) == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"--{name.replace('_', '-')} cuda: this torch sees no GPU; auto takes what there is")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -39,14 +40,14 @@ def prepare(config: Config, given: set[str]):
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")
     folder = run_module.folder_of(config, given, source["kind"])
     run = run_module.Run(folder, config, source)
-    buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
+    buffer = data.make_buffer(config, dataset, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
         config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline", info=None,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
-        batches=torch.Generator(device).manual_seed(config.seed + 1),
+        batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
-        evaluator=envs.Evaluator(task.name, config.chunk, config.workers or os.cpu_count()))
+        evaluator=envs.Evaluator(task, config.chunk, config.workers or os.cpu_count()))
 
 
 def restore(t) -> None:
@@ -75,7 +76,7 @@ def restore(t) -> None:
     t.algo.load_state_dict(state["algorithm"])
     t.buffer.load_state_dict(state["buffer"])
     t.step, t.episode, t.stage = state["step"], state["episode"], state["stage"]
-    if state["device"] == t.device.type:
+    if state["device"] == t.buffer.device.type:
         t.batches.set_state(state["batches"])
     t.acting.set_state(state["acting"])
     if t.buffer.size > t.buffer.offline_size:
@@ -97,7 +98,7 @@ def save(t) -> None:
     finite_row(t)                            # a broken state must not replace a good one
     run_module.save(t.run.checkpoint, dict(
         algorithm=t.algo.state_dict(), buffer=t.buffer.state_dict(), step=t.step, episode=t.episode, stage=t.stage,
-        config=t.config.plain(), data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(),
+        config=t.config.plain(), data=t.run.source["sha256"], device=t.buffer.device.type, batches=t.batches.get_state(),
         acting=t.acting.get_state()))
 
 

@@ -62,8 +62,12 @@ def take_offline(t) -> bool:
     return True
 
 
-def main() -> None:
-    c, given = config_module.parse(__doc__.split("\n")[0])
+def train(**knobs):
+    """From Python what the command line does: train(task="lift", preset="quick", seed=1) -> the run's folder."""
+    return both_stages(config_module.build(knobs), set(knobs))
+
+
+def both_stages(c, given: set[str]):
     if c.online_steps <= c.warmup:
         raise UserError(f"--online-steps {c.online_steps} do not exceed --warmup {c.warmup}: nothing would be trained online"
                         + ("; the pure offline setting is python train_offline.py" if c.preset == "offline-rl" else ""))
@@ -79,6 +83,11 @@ def main() -> None:
         online_stage(t)
     final = t.run.rows("eval.csv")[-1]
     print(f"done: success {float(final['success']):.0%} over {final['episodes']} episodes; {t.run.folder}/curve.png")
+    return t.run.folder
+
+
+def main() -> None:
+    both_stages(*config_module.parse(__doc__.split("\n")[0]))
 
 
 if __name__ == "__main__":
