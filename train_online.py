@@ -4,6 +4,7 @@
     python train_online.py --task square --preset quick         the same algorithm, small: minutes on a laptop CPU
 """
 import collections
+import sys
 
 import config as config_module
 import envs
@@ -64,6 +65,7 @@ def take_offline(t) -> bool:
 
 def train(**knobs):
     """From Python what the command line does: train(task="lift", preset="quick", seed=1) -> the run's folder."""
+    knobs = {"resume": "--resume" in sys.argv} | knobs          # the line that an interrupted run prints works for your script too
     return both_stages(config_module.build(knobs), set(knobs))
 
 

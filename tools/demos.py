@@ -44,8 +44,7 @@ def name(task: envs.Task, size: int, goal_share: float) -> str:
     return f"{task.source}-play-v{VERSION}-{size}" + (f"-goal{task.task_id}x{goal_share:g}" if goal_share else "")
 
 
-def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, workers: int = 2, shard: int = SHARD,
-             val: bool = False) -> list[Path]:
+def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, workers: int = 2, val: bool = False, shard: int = SHARD) -> list[Path]:
     """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files. val: the validation
     files of OGBench too."""
     path = Path(folder) / name(task, size, goal_share)

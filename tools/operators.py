@@ -263,33 +263,33 @@ def demonstrate(env, task: str, seed: int) -> dict | None:
 
 # ------------------------------------------------------------------------------- how different they are, from one start
 def compare(env, task: str, scene: int, times: int, until: str = "", most: int = 400) -> list[SimpleNamespace]:
-    """Each operator `times` times from one and the same start, till success or the end of the phase `until`. group: the operator
-    and whether habits were mirrored; hand [T, 4]: place and yaw; thing [T, 3]; reaching [T]."""
+    """Each operator `times` times from one and the same start, till success or the phase `until` begins. group: the operator and
+    whether habits were mirrored; reach [T, 3]: the hand's way to the object; thing [T', 3]: the object's own."""
     tries = []
     for number, operator in enumerate(OPERATORS):
         for time in range(times):
             raw, hand = begin(env, task, operator, scene, np.random.default_rng([scene, number, time]))
-            rows, phases, success = [], [], False
-            while not success and len(rows) < most and hand.phase != until:
-                rows.append(np.r_[raw["robot0_eef_pos"], yaw_of(raw["robot0_eef_quat"]), raw[BODY[task] + "_pos"]])
-                raw = env.step(hand.act(raw))[0]
-                phases.append(hand.phase)
+            reach, thing, steps, success = [], [], 0, False
+            while not success and steps < most and hand.phase != until:
+                if hand.phase == "reach" and len(reach) == steps:                # the first reach, if it has to try again
+                    reach.append(raw["robot0_eef_pos"])
+                thing.append(raw[BODY[task] + "_pos"])
+                raw, steps = env.step(hand.act(raw))[0], steps + 1
                 success = bool(env._check_success())
-            rows = np.array(rows)
-            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), hand=rows[:, :4], thing=rows[:, 4:],
-                                         reaching=np.array(phases) == "reach", success=success))
+            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), success=success,
+                                         reach=np.array(reach), thing=np.array(thing)))
     return tries
 
 
-def spread(tries) -> tuple[float, float]:
-    """Median distance (m; a radian of yaw counts as 10 cm) between paths of the hand: (within a group, between groups)."""
+def spread(tries, groups) -> float:
+    """How many times farther apart ways to the object are between groups than within one (medians of the mean distance)."""
     def resample(path, points=30):                # by the way travelled, so that speed makes no difference
-        travelled = np.r_[0, np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1).cumsum()]
-        return np.stack([np.interp(np.linspace(0, travelled[-1], points), travelled, column) for column in path.T], 1) * [1, 1, 1, 0.1]
-    paths = np.array([resample(t.hand) for t in tries])
+        travelled = np.r_[0, np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()]
+        return np.stack([np.interp(np.linspace(0, travelled[-1], points), travelled, column) for column in path.T], 1)
+    paths = np.array([resample(t.reach) for t in tries])
     distance = np.linalg.norm(paths[:, None] - paths[None], axis=-1).mean(-1)
-    same = np.array([[a.group == b.group for a in tries] for b in tries])
-    return float(np.median(distance[same & ~np.eye(len(tries), dtype=bool)])), float(np.median(distance[~same]))
+    same = np.array([[a == b for a in groups] for b in groups])
+    return float(np.median(distance[~same]) / np.median(distance[same & ~np.eye(len(tries), dtype=bool)]))
 
 
 def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
@@ -299,11 +299,11 @@ def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
     import matplotlib.pyplot as plt
     figure, (above, side) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     colors = dict(zip((operator.name for operator in OPERATORS), ("#d62728", "#ff7f0e", "#2ca02c", "#17becf", "#1f77b4", "#9467bd")))
-    for t in compare(envs.make_robosuite(task), task, scene, times):
-        away = np.argmin(t.reaching) if not t.reaching.all() else len(t.reaching)
-        above.plot(t.hand[:away, 0], t.hand[:away, 1], color=colors[t.operator], lw=1, alpha=0.8)
+    tries = compare(envs.make_robosuite(task), task, scene, times)
+    for t in tries:
+        above.plot(t.reach[:, 0], t.reach[:, 1], color=colors[t.operator], lw=1, alpha=0.8)
         side.plot(t.thing[:, 1], t.thing[:, 2], color=colors[t.operator], lw=1, alpha=0.8, label=t.operator)
-        above.plot(*t.thing[0, :2], "ks", ms=5)
+    above.plot(*tries[0].thing[0, :2], "ks", ms=5)
     above.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
     above.set_title(f"{task}, from above: the hand to the object", fontsize=10)
     side.set(xlabel="y (m)", ylabel="z (m)")
@@ -312,6 +312,7 @@ def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
     side.legend(handles.values(), handles.keys(), fontsize=7)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
+    print(f"{path}; ways to the object lie {spread(tries, [t.group for t in tries]):.1f} times farther apart between groups than within one")
 
 
 def main():

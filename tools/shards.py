@@ -151,6 +151,8 @@ class ShardBuffer(data.ReplayBuffer):
         self.map, self.row_bytes = dataset["map"] if self.device.type == "cpu" else None, 4 * records.shape[1]
         rows = torch.tensor(dataset["files"])
         starts = (rows - chunk + 1).clamp(min=0)
+        if not starts.any():
+            raise UserError(f"no file of the data holds a chunk of {chunk} transitions")
         self.starts_up_to = starts.cumsum(0).to(device)                        # [F] how many starts the files up to here have
         self.shift = (rows.cumsum(0) - rows - starts.cumsum(0) + starts).to(device)    # [F] from a start's number to its row
         self.mix_size = min(mix_size, self.offline_size)
