@@ -12,6 +12,7 @@ Knobs belong to a group, and the group decides who must agree with whom:
 import argparse
 import dataclasses
 import difflib
+import os
 import signal
 import sys
 from dataclasses import dataclass, field, fields
@@ -82,11 +83,13 @@ class Config:
     time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)", only=MVP)
 
     # ---- data
-    data: str = knob("auto", "official files, stand-ins generated in the simulator, or whichever can be had", "run",
-                     ("auto", "official", "generated"))
+    data: str = knob("auto", "auto, official (files of the benchmark), generated (in the simulator), or a file of your own", "run")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and ogbench keep them)", "run")
-    data_size: int = knob(0, "generated data: demonstrations (Robomimic) or transitions (OGBench); 0 = preset's choice")
-
+    data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; of official sets in many files, to use; "
+                             "0 = 300, 1M or all")
+    data_device: str = knob("auto", "where the buffer lies: auto = where training happens, but sets in many files on disk", "run",
+                            ("auto", "cpu", "cuda"))
+    mix_size: int = knob(1_000_000, "sets in many files count for at most this many transitions when online batches are mixed", "online")
     goal_share: float = knob(0.0, "generated OGBench data: share of transitions from noisy episodes aimed at the goal")
 
     # ---- evaluation and running
@@ -112,12 +115,15 @@ class Config:
         for name in ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed"):
             need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
         for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
-                     "num_candidates", "top_k", "flow_steps", "time_std", "eval_every", "eval_episodes", "final_episodes",
-                     "log_every"):
+                     "num_candidates", "top_k", "flow_steps", "time_std", "mix_size", "eval_every", "eval_episodes",
+                     "final_episodes", "log_every"):
             need(0 < getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be positive")
         for name in ("discount", "target_rate", "ema_rate"):
             need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
         need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
+        sources = ("auto", "official", "generated")
+        need(self.data in sources or os.path.isfile(self.data),
+             f"--data {self.data!r} is none of {', '.join(sources)}{nearest(self.data, sources)} Nor is it a file")
         need(self.seed < 2**31, "--seed must be below 2^31")
         for name in ("bc_weight", "topk_weight", "distill_weight", "ivc_weight"):
             need(0 <= getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be a number not below 0")
@@ -141,7 +147,7 @@ class Config:
 ROBOMIMIC = ("lift", "can", "square")
 OGBENCH = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
 OFFLINE_RL = ("cube-single-task2", "cube-double-task2", "scene-task2", "puzzle-3x3-task4", "puzzle-4x4-task4")
-TASKS = ROBOMIMIC + OGBENCH + tuple(t for t in OFFLINE_RL if t not in OGBENCH)
+TASKS = [*ROBOMIMIC, *OGBENCH, *(t for t in OFFLINE_RL if t not in OGBENCH)]       # envs.register adds yours
 
 # Table 8: pure offline RL, no chunking, no best-of-N', L_BC + lambda L_topK from the first step.
 TABLE_8 = {
@@ -164,7 +170,7 @@ def task_values(task: str) -> dict:
     if task in ROBOMIMIC:
         return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2, distill_weight=10_000.0)
     rivals = next((values for name, values in RIVALS.items() if task.startswith(name)), {})
-    return dict(temperatures=(0.05,), best_of=16, top_k=4) | rivals | (TABLE_8[task] if task not in OGBENCH else {})
+    return dict(temperatures=(0.05,), best_of=16, top_k=4) | rivals | (TABLE_8.get(task, {}) if task not in OGBENCH else {})
 
 
 def preset_values(preset: str, task: str) -> dict:

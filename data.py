@@ -1,71 +1,80 @@
-"""The data: official sets (find, download, read), stand-ins where they cannot be had, and the replay buffer  (App. A.1).
+"""The data: the replay buffer, the conventions of the files, and where files come from  (App. A.1).
 
-    dataset, source = load(config)      six arrays, one row a transition, and where they come from
-    buffer = ReplayBuffer(dataset, ...) the data plus everything seen online; sample() gives chunks of H steps
+    dataset, source = load(config)          arrays, one row a transition, and where they come from
+    buffer = make_buffer(config, dataset)   the data plus everything seen online; sample() gives chunks of H steps
 
 A transition: observations [O], actions [A], rewards, masks (0 = the task terminated here), terminals (1 = the episode
 ends here, for whatever reason), next_observations [O]. Termination and the mere end of an episode are two different
 arrays throughout: the critic stops bootstrapping at the first, chunks must not run across the second.
+
+    python data.py --task square                 what a run of this task would train on; fetches or generates what is missing
+    python data.py --task square --picture       ... drawn: lengths, paths of hand and object (figures/data-square.png)
+    python data.py --task square --check 20      ... and 20 demonstrations replayed in the simulator installed here
+
+Plumbing is elsewhere: tools/fetch.py downloads, tools/files.py reads what strangers made, tools/shards.py keeps 100M
+transitions on disk, tools/demos.py generates stand-ins, tools/inspect_data.py tells about a set.
 """
 import contextlib
 import fcntl
-import hashlib
-import http.client
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+import config as config_module
 import envs
 from config import UserError
 from critic import chunk_return
+from tools import files
+from tools.fetch import fetch
 
 FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
 
 
 # --------------------------------------------------------------------------------------------------- replay buffer
 class ReplayBuffer:
-    """|D| data transitions followed by up to `online_capacity` online ones, in the order they happened; nothing is
-    overwritten. (The released code keeps a ring of max(2M, |D|+1), which eats into large data sets.)
+    """|D| data transitions, numbered from 0, followed by up to `online_capacity` online ones in the order they happened;
+    nothing is overwritten. (The released code keeps a ring of max(2M, |D|+1), which eats into large data sets.)
 
-    Lives on the training device. Raises UserError for a dataset shorter than one chunk.
+    Lives on `device`; batches go to `batch_device`. UserError for a dataset shorter than one chunk or without an end.
     """
 
-    def __init__(self, dataset: dict[str, np.ndarray], online_capacity: int, chunk: int, discount: float, device="cpu"):
+    def __init__(self, dataset: dict, online_capacity: int, chunk: int, discount: float, device="cpu", batch_device=None):
         self.offline_size = self.size = len(dataset["rewards"])
         self.chunk, self.discount, self.device = chunk, discount, torch.device(device)
+        self.batch_device = torch.device(batch_device or device)
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        self.arrays = {}
-        for name in FIELDS:
-            data = torch.from_numpy(np.ascontiguousarray(dataset[name], dtype=np.float32))
-            self.arrays[name] = torch.empty(self.size + online_capacity, *data.shape[1:], device=self.device)
-            self.arrays[name][: self.size] = data
+        if dataset["terminals"][-1] != 1:                  # what comes next online is another episode
+            raise UserError("the last row of the data must end an episode: terminals[-1] = 1")
+        self.data = {name: torch.as_tensor(array).to(self.device, torch.float32) for name, array in dataset.items()}
+        width = {"observations": "observations", "next_observations": "observations", "actions": "actions"}
+        self.online = {name: torch.zeros(online_capacity, *self.data[width.get(name, "rewards")].shape[1:], device=self.device)
+                       for name in FIELDS}
         self.cuts = []                                     # online transitions after which an episode was abandoned
-        self.arrays["terminals"][self.size - 1] = 1        # what comes next online is another episode
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
         """Appends one online transition. IndexError when the capacity given at the start is used up."""
         row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
         for name, value in zip(FIELDS, row):
-            self.arrays[name][self.size] = torch.as_tensor(value, dtype=torch.float32)
+            self.online[name][self.size - self.offline_size] = torch.as_tensor(value, dtype=torch.float32)
         self.size += 1
 
     def end_episode(self) -> None:
-        """Marks the newest transition as its episode's last, though nothing ended there: the simulator was lost."""
+        """Marks the newest online transition as its episode's last, though nothing ended there: the simulator was lost."""
         if self.size > self.offline_size:
             self.cuts.append(self.size - self.offline_size - 1)
-            self.arrays["terminals"][self.size - 1] = 1
+            self.online["terminals"][self.cuts[-1]] = 1
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks whose start is uniform over everything stored; see chunks()."""
-        starts = torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)
-        return self.chunks(starts)
+        """A batch of chunks; see starts() and chunks(). The generator lives on the buffer's device."""
+        return {name: value.to(self.batch_device) for name, value in self.chunks(self.starts(batch_size, generator)).items()}
+
+    def starts(self, batch_size: int, generator=None) -> Tensor:
+        """Rows where chunks begin, uniform over everything stored."""
+        return torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)
 
     def chunks(self, starts: Tensor) -> dict[str, Tensor]:
         """H consecutive rows from each start [B]:
@@ -75,144 +84,131 @@ class ReplayBuffer:
         *earlier* step). A chunk that runs past an episode's end has valid[:, -1] = 0: the critic ignores it, and L_BC
         masks the steps that are not valid, so nothing of the next episode enters a loss.
         """
-        a, last = self.arrays, starts + self.chunk - 1
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
-        ended = a["terminals"][index].cummax(dim=1).values                                          # [B, H]
+        ended = self.rows("terminals", index).cummax(dim=1).values                                  # [B, H]
         valid = torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1]], dim=1)                # [B, H]
-        return {"observations": a["observations"][starts], "actions": a["actions"][index],
-                "rewards": chunk_return(a["rewards"][index], self.discount),
-                "masks": a["masks"][index].amin(dim=1), "next_observations": a["next_observations"][last],
-                "valid": valid}
+        return {"observations": self.rows("observations", starts), "actions": self.rows("actions", index),
+                "rewards": chunk_return(self.rows("rewards", index), self.discount),
+                "masks": self.rows("masks", index).amin(dim=1),
+                "next_observations": self.rows("next_observations", index[:, -1]), "valid": valid}
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """One field of the rows with these numbers: the data's, and behind them the online ones."""
+        n = self.offline_size
+        if self.size == n:
+            return self.data_rows(name, index)
+        is_online = (index >= n).reshape(index.shape + (1,) * (self.online[name].ndim - 1))
+        return torch.where(is_online, self.online[name][(index - n).clamp(min=0)], self.data_rows(name, index.clamp(max=n - 1)))
+
+    def data_rows(self, name: str, index: Tensor) -> Tensor:
+        return self.data[name][index]
 
     def online_rows(self, first: int) -> Tensor:
         """The online transitions from number `first` on, all fields side by side: [n, 2 O + A + 3], on the CPU."""
-        part = slice(self.offline_size + first, self.size)
-        return torch.cat([a[part].reshape(-1, a[0].numel()) for a in self.arrays.values()], dim=1).cpu()
+        part = slice(first, self.size - self.offline_size)
+        return torch.cat([a[part].reshape(-1, a.shape[1:].numel()) for a in self.online.values()], dim=1).cpu()
 
     def load_online(self, rows: Tensor, cuts: list[int]) -> None:
         """What online_rows(0) gave, flat or not, into an empty online part."""
-        widths = [a[0].numel() for a in self.arrays.values()]
+        widths = [a.shape[1:].numel() for a in self.online.values()]
         rows = rows.reshape(-1, sum(widths))
-        if self.offline_size + len(rows) > len(self.arrays["rewards"]):
+        if len(rows) > len(self.online["rewards"]):
             raise UserError(f"the run already holds {len(rows)} online transitions, more than --online-steps allows")
         self.size, self.cuts = self.offline_size + len(rows), list(cuts)
-        for array, part in zip(self.arrays.values(), rows.split(widths, dim=1)):
-            array[self.offline_size : self.size] = part.reshape(len(rows), *array.shape[1:])
-        for row in self.cuts:
-            self.arrays["terminals"][self.offline_size + row] = 1
+        for array, part in zip(self.online.values(), rows.split(widths, dim=1)):
+            array[: len(rows)] = part.reshape(len(rows), *array.shape[1:])
+        self.online["terminals"][self.cuts] = 1
 
 
-# --------------------------------------------------------------------------------------------------- reading files
+def make_buffer(config, dataset: dict, device="cpu") -> ReplayBuffer:
+    """The buffer of a run that trains on `device`. The data lie there too, unless they come in shards or --data-device says
+    otherwise: those stay on disk, and the memory that happens to be free keeps what was read."""
+    from tools.shards import ShardBuffer
+    in_shards = "records" in dataset
+    where = config.data_device if config.data_device != "auto" else "cpu" if in_shards else device
+    words = (dataset, config.online_steps, config.chunk, config.discount, where, device)
+    try:
+        return ShardBuffer(*words, mix_size=config.mix_size) if in_shards else ReplayBuffer(*words)
+    except torch.OutOfMemoryError:
+        raise UserError("the GPU has no room for the data; --data-device cpu leaves them where they are") from None
+
+
+# --------------------------------------------------------------------------------------------------- conventions of the files
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released."""
-    import h5py
     columns = {name: [] for name in FIELDS}
-    with h5py.File(path, "r") as file:
-        for demo in sorted(file["data"], key=lambda name: int(name.split("_")[1])):    # demo_10 comes after demo_9
-            group = file["data"][demo]
-            flat = lambda side: np.concatenate([group[side][key][()] for key in envs.OBS_KEYS], axis=1)  # noqa: E731
-            done = group["dones"][()].astype(np.float32)
-            done[-1] = 1                                                               # an episode ends where it ends
-            for name, value in zip(FIELDS, (flat("obs"), group["actions"][()], group["rewards"][()] - 1.0,
-                                            1.0 - done, done, flat("next_obs"))):
-                columns[name].append(value)
-    return {name: np.concatenate(parts).astype(np.float32) for name, parts in columns.items()}
+    for demo in files.demonstrations(path, *words_for(task)):
+        done = demo["dones"]
+        done[-1] = 1                                                                   # an episode ends where it ends
+        for name, value in zip(FIELDS, (demo["obs"], demo["actions"], demo["rewards"] - 1, 1 - done, done, demo["next_obs"])):
+            columns[name].append(value)
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """OGBench play npz -> transitions, with rewards and masks for the task from ogbench's own relabelling."""
-    import ogbench.relabel_utils
-    import ogbench.utils
-    dataset = ogbench.utils.load_dataset(str(path), add_info=True)          # terminals: 1 at the end of a trajectory
-    env = envs.make(task.name)
-    # Rewards and masks (0 where the goal is reached) speak of the state *before* a row's action, unlike online ones.
-    ogbench.relabel_utils.relabel_dataset(task.source, env, dataset)
-    env.close()
-    return {name: dataset[name] for name in FIELDS}
-
-
-def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """A file of either format -> checked arrays, actions clipped to +-(1 - 1e-5). UserError when it does not fit."""
-    try:
-        dataset = (read_robomimic if task.suite == "robomimic" else read_ogbench)(path, task)
-    except (ImportError, MemoryError) as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__} {error}; see requirements.txt and the memory") from None
-    except Exception as error:       # for a broken file the libraries raise almost anything: OSError, KeyError, BadZipFile
-        details = f"{type(error).__name__}: {str(error)[:100]}".replace("\n", " ")
-        raise UserError(f"{path} cannot be read as {task.suite} data ({details}); delete it to fetch or generate it again") from None
-    for name, width in (("observations", task.obs_dim), ("next_observations", task.obs_dim), ("actions", task.action_dim)):
-        if dataset[name].ndim != 2 or dataset[name].shape[1] != width:
-            raise UserError(f"{path} is not data of {task.name}: {name} have shape {dataset[name].shape}, expected (n, {width})")
-    for name in FIELDS:
-        if not np.isfinite(dataset[name]).all():
-            raise UserError(f"{path}: {name} contain NaN or infinite values; delete it to fetch or generate it again")
-    dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
+    """OGBench play npz -> transitions. The last row of a trajectory is only the state after its last transition."""
+    parts = list(files.blocks(path, *words_for(task)))
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    del parts
+    keep = rows["terminals"] == 0
+    dataset = dict(observations=rows["observations"][keep], actions=rows["actions"][keep],
+                   terminals=np.r_[rows["terminals"][1:], 1][keep].astype(np.float32),
+                   next_observations=rows["observations"][1:][keep[:-1]])
+    dataset["rewards"], dataset["masks"] = relabel({name: rows[name][keep] for name in rows if name in INFO}, task)
     return dataset
 
 
-# --------------------------------------------------------------------------------------------------- official files
-HUB = "https://huggingface.co/datasets/{}/resolve/main/"
+INFO = ("qpos", "button_states")               # what the rewards of OGBench's tasks follow from
 
 
-def official(task: envs.Task) -> tuple[str, tuple[str, ...], tuple[Path, ...]]:
-    """The official file of a task: its path below the data folder, its URLs, and where other projects keep it."""
-    if task.suite == "robomimic":
-        remote = f"v1.5/{task.name}/mh/low_dim_v15.hdf5"
-        return (f"robomimic/{task.name}/mh/low_dim_v15.hdf5",
-                tuple(HUB.format(repo) + remote for repo in ("robomimic/robomimic_datasets", "amandlek/robomimic")),
-                (Path(f"~/.robomimic/{task.name}/mh/low_dim_v15.hdf5").expanduser(),))
-    file = f"{task.source}-play-v0.npz"
-    if task.source == "cube-quadruple":          # one hundred files of 1M transitions; the first one is used
-        file = "cube-quadruple-play-100m-v0/cube-quadruple-play-v0-000.npz"
-    return (f"ogbench/{file}",
-            tuple(host + file for host in ("https://rail.eecs.berkeley.edu/datasets/ogbench/",
-                                           HUB.format("zhouzypaul/ogbench_datasets"))),
-            (Path(f"~/.ogbench/data/{file}").expanduser(),))
+def relabel(info: dict, task: envs.Task, env=None) -> tuple[np.ndarray, np.ndarray]:
+    """ogbench's own rewards and masks (0 where the goal is reached) of a task. They speak of the state *before* a row's action,
+    unlike online ones."""
+    import ogbench.relabel_utils
+    simulator, labels = env or envs.make(task.name), dict(info)
+    simulator.reset()
+    if info["qpos"].shape[1] != simulator.unwrapped._model.nq:
+        raise ValueError(f"qpos have {info['qpos'].shape[1]} numbers, the simulator has {simulator.unwrapped._model.nq}")
+    ogbench.relabel_utils.relabel_dataset(task.source, simulator, labels)
+    if env is None:
+        simulator.close()
+    return labels["rewards"], labels["masks"]
 
 
-def download(url: str, path: Path, max_bytes: float = float("inf"), timeout: float = 10) -> None:
-    """Fetches url to path: resumed where an earlier try stopped, checked against the announced length, renamed when
-    whole. Raises OSError (a host that fails or sends nothing for `timeout` s) or UserError (larger than max_bytes)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    have = partial.stat().st_size if partial.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        if "text/html" in response.headers.get("Content-Type", ""):
-            raise OSError("the host answered with a web page instead of the file")
-        if have and response.status != 206:                    # the host does not resume: from the start
-            have = 0
-        total = have + int(response.headers.get("Content-Length", 0))
-        if total > max_bytes:
-            raise UserError(f"{url} has {total / 1e9:.1f} GB; give --data official to fetch that much, or --data generated")
-        with open(partial, "ab" if have else "wb") as file, tqdm(total=total or None, initial=have, unit="B", unit_scale=True,
-                                                                desc=f"fetching {path.name}") as bar:
-            while block := response.read(1 << 20):
-                file.write(block)
-                bar.update(len(block))
-    if total and partial.stat().st_size != total:
-        raise OSError(f"the connection ended after {partial.stat().st_size} of {total} bytes")
-    os.replace(partial, path)
+def read_own(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
+    """An npz or HDF5 file that holds the six arrays themselves."""
+    return files.table(path, *words_for(task))
 
 
-def fetch_official(task: envs.Task, folder: Path, max_bytes: float) -> tuple[Path | None, str]:
-    """The official file, from disk or from the first host that gives it -> (path, "") or (None, why not)."""
-    local, urls, elsewhere = official(task)
-    for path in (folder / local, *elsewhere):
-        if path.exists():
-            return path, ""
-    reasons = []
-    for url in urls:
-        try:
-            download(url, folder / local, max_bytes)
-            return folder / local, ""
-        except urllib.error.HTTPError as error:
-            if error.code == 416:                              # a stale .part longer than the file: start over next time
-                (folder / local).with_name(Path(local).name + ".part").unlink(missing_ok=True)
-            reasons.append(f"{url.split('/')[2]}: HTTP {error.code}")
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            reasons.append(f"{url.split('/')[2]}: {getattr(error, 'reason', error)}")
-    return None, "; ".join(reasons)
+READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own}
+
+
+def words_for(task: envs.Task) -> tuple:
+    """What tools/files.py must know to read a file of this task."""
+    return {"robomimic": (envs.OBS_KEYS, task.obs_dim, task.action_dim),
+            "ogbench": (task.obs_dim, task.action_dim, INFO[1:] if task.source.startswith(("scene", "puzzle")) else ()),
+            "own": (FIELDS, task.obs_dim, task.action_dim)}[task.suite]
+
+
+@contextlib.contextmanager
+def one_line(path, task: envs.Task):
+    """Whatever is wrong with a file becomes a UserError of one line."""
+    try:
+        yield
+    except (ImportError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__} {error}; see requirements.txt and the memory") from None
+    except UserError:
+        raise
+    except Exception as error:       # for a broken file the libraries raise almost anything: OSError, KeyError, BadZipFile
+        raise UserError(f"{path} is no usable data of {task.name}: {files.in_one_line(error)}; delete it to fetch or generate it again") from None
+
+
+def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
+    """A file of the task's format -> arrays by FIELDS, actions clipped to +-(1 - 1e-5). UserError when it does not fit."""
+    with one_line(path, task):
+        dataset = READERS[task.suite](path, task)
+    dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
+    return dataset
 
 
 # --------------------------------------------------------------------------------------------------- all together
@@ -229,32 +225,70 @@ def one_at_a_time(folder: Path):
         yield
 
 
-def load(config, say=print) -> tuple[dict[str, np.ndarray], dict]:
-    """The data of a run -> (arrays by FIELDS, source). source = kind, why, path, sha256, transitions, episodes,
-    successes: recorded in config.json and compared before a checkpoint is reused. Raises UserError."""
+def find(config, task: envs.Task, folder: Path, checker, say) -> tuple[str, str, list[tuple[Path, Path]]]:
+    """(kind, why this kind, [(file, its record)]) for --data."""
+    if config.data not in ("auto", "official", "generated"):
+        path = Path(config.data)
+        return f"own-{path.stem}", "given with --data", [(path, folder / "own" / (path.name + ".json"))]
+    if task.suite == "own":
+        raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
+    why = "asked for with --data generated"
+    if config.data != "generated":
+        shards = -(-config.data_size // 1_000_000)         # official ones hold 1M each; 0 = all
+        found, why = fetch(task, folder, 2e9 if config.data == "auto" else float("inf"), shards,
+                           lambda path: checker(path, task.suite, words_for(task)))
+        if found:
+            return "official", "", found
+        if config.data == "official":
+            raise UserError(f"the official data of {task.name} could not be had ({why}); --data generated makes a stand-in")
+        say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
+    from tools.demos import generate
+    made = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
+                    config.goal_share, config.workers or os.cpu_count())
+    return "generated", why, [(path, files.record_of(path)) for path in made]
+
+
+def count(terminals: np.ndarray, reached: np.ndarray) -> dict:
+    """What a run records of its data; reached: whether the goal is, row by row."""
+    starts = np.flatnonzero(np.r_[1, terminals[:-1]])
+    return dict(transitions=len(terminals), episodes=len(starts), successes=int((np.add.reduceat(reached, starts) > 0).sum()),
+                longest=int(np.diff(starts, append=len(terminals)).max()))
+
+
+def load(config, say=print) -> tuple[dict, dict]:
+    """The data of a run -> (arrays, source). source: kind, why, path, files, sha256, origin (generator, seed and mix, or the
+    address), transitions, episodes, successes, longest; recorded in config.json. UserError where there are no usable data."""
     task = envs.task(config.task)
     folder = Path(config.data_dir or "data").expanduser()
-    with one_at_a_time(folder):
-        path, why = None, "asked for with --data generated"
-        if config.data != "generated":
-            path, why = fetch_official(task, folder, 2e9 if config.data == "auto" else float("inf"))
-            if path is None and config.data == "official":
-                raise UserError(f"the official data of {task.name} could not be had ({why}); --data generated makes a stand-in")
-        kind = "official"
-        if path is None:
-            from tools.demos import generate
-            kind = "generated"
-            if config.data == "auto":
-                say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
-            path = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
-                            config.goal_share, config.workers or os.cpu_count())
-    dataset = read(path, task)
-    with open(path, "rb") as file:
-        checksum = hashlib.file_digest(file, "sha256").hexdigest()
-    starts = np.flatnonzero(np.r_[1, dataset["terminals"][:-1]])
-    succeeded = np.add.reduceat(dataset["masks"] == 0, starts) > 0
-    source = dict(kind=kind, why=why, path=str(path), sha256=checksum, transitions=len(dataset["rewards"]), episodes=len(starts),
-                  successes=int(succeeded.sum()), longest=int(np.diff(starts, append=len(dataset["rewards"])).max()))
+    with one_at_a_time(folder), files.Checker() as checker:
+        kind, why, found = find(config, task, folder, checker, say)
+        records = []
+        for path, record in found:
+            with one_line(path, task):
+                records.append(files.trusted(path, record, checker, task.suite, words_for(task)))
+        paths = [path for path, _ in found]
+        if len(paths) > 1:
+            from tools import shards
+            dataset, counts = shards.load(paths, records, folder, task)
+    if len(paths) == 1:
+        dataset = read(paths[0], task)
+        counts = count(dataset["terminals"], dataset["masks"] == 0) | dict(sha256=records[0]["sha256"])
+    source = dict(kind=kind, why=why, path=str(paths[0] if len(paths) == 1 else paths[0].parent), files=[str(path) for path in paths],
+                  origin={k: v for k, v in records[0].items() if k not in files.RECORD}) | counts
     say(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
-        f"{source['successes']:,} of them reach the goal ({path})")
+        f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source
+
+
+def main() -> None:
+    from tools.inspect_data import inspect
+    own = config_module.OneLineParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--picture", nargs="?", const="figures", metavar="FOLDER")
+    own.add_argument("--check", nargs="?", type=int, const=20, metavar="N")
+    asked, rest = own.parse_known_args()
+    config, _ = config_module.parse("Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes.", rest)
+    inspect(config, *load(config, lambda _: None), asked.picture, asked.check)
+
+
+if __name__ == "__main__":
+    config_module.main(main)

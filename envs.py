@@ -35,12 +35,13 @@ from config import ROBOMIMIC, TASKS, UserError, nearest  # noqa: E402
 class Task:
     """What the rest of the code may know of a task without building its simulator."""
     name: str
-    suite: str            # "robomimic" or "ogbench"
+    suite: str            # "robomimic", "ogbench" or "own"
     source: str           # robosuite's class, or OGBench's environment name
     horizon: int          # steps until truncation (Sec. 5 of the paper's appendix)
     obs_dim: int
     action_dim: int
     task_id: int = 0      # OGBench: which of the environment's fixed goals
+    make: object = None   # own: the function that makes the environment
 
 
 def _tasks() -> dict[str, Task]:
@@ -59,9 +60,27 @@ def _tasks() -> dict[str, Task]:
 TABLE = _tasks()
 
 
-def task(name: str) -> Task:
+def task(name: str | Task) -> Task:
+    if isinstance(name, Task):
+        return name
     if name not in TABLE:
         raise UserError(f"unknown task {name!r}{nearest(name, TABLE)} Known: {', '.join(TABLE)}")
+    return TABLE[name]
+
+
+def register(name: str, make, horizon: int) -> Task:
+    """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
+    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry."""
+    env = make()
+    obs, action = env.observation_space, env.action_space
+    if len(obs.shape or ()) != 1 or len(action.shape or ()) != 1:
+        raise UserError(f"{name}: observations and actions must be flat vectors, not {obs} and {action}")
+    if (action.low != -1).any() or (action.high != 1).any():
+        raise UserError(f"{name}: actions must lie in [-1, 1]; gymnasium.wrappers.RescaleAction makes them")
+    env.close()
+    TABLE[name] = Task(name, "own", "", horizon, *obs.shape, *action.shape, make=make)
+    if name not in TASKS:
+        TASKS.append(name)
     return TABLE[name]
 
 
@@ -94,7 +113,7 @@ def import_robosuite():
     return robosuite
 
 
-def make_robosuite(name: str, **overrides):
+def make_robosuite(name: str | Task, **overrides):
     """The raw robosuite environment of a Robomimic task (tools/operators.py demonstrates in it)."""
     return import_robosuite().make(task(name).source, **robosuite_args(name) | overrides)
 
@@ -168,9 +187,30 @@ class OGBenchEnv(gymnasium.Wrapper):
                 {"success": bool(info["success"])})
 
 
-def make(name: str, **overrides) -> gymnasium.Env:
+class OwnEnv(gymnasium.Wrapper):
+    """A registered task, with what all tasks share."""
+
+    def __init__(self, task: Task, **overrides):
+        super().__init__(task.make(**overrides))
+        self.horizon = task.horizon
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (task.action_dim,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        obs, _ = self.env.reset(seed=seed, options=options)
+        return np.asarray(obs, np.float32), {"success": False}
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
+        self.steps += 1
+        return (np.asarray(obs, np.float32), float(reward), bool(terminated),
+                not terminated and bool(truncated or self.steps >= self.horizon), {"success": bool(info.get("success", terminated))})
+
+
+def make(name: str | Task, **overrides) -> gymnasium.Env:
     """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
-    return (RobomimicEnv if task(name).suite == "robomimic" else OGBenchEnv)(name, **overrides)
+    return {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": OwnEnv}[task(name).suite](task(name), **overrides)
 
 
 # --------------------------------------------------------------------------------------------------- roll-outs
@@ -222,7 +262,7 @@ def behave_as_worker() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def make_in_worker(name: str, chunk: int | None = None) -> gymnasium.Env:
+def make_in_worker(name: str | Task, chunk: int | None = None) -> gymnasium.Env:
     behave_as_worker()
     return ChunkEnv(make(name), chunk) if chunk else make(name)
 
@@ -273,7 +313,7 @@ def ask(call, *args, **kwargs):
 def in_background(name: str) -> gymnasium.vector.AsyncVectorEnv:
     """One environment in a process of its own: reset_async / reset_wait and step_async / step_wait, every value with a
     leading axis of 1."""
-    return in_processes(functools.partial(make_in_worker, name), 1)
+    return in_processes(functools.partial(make_in_worker, task(name)), 1)
 
 
 class Evaluator:
@@ -281,10 +321,11 @@ class Evaluator:
 
     Episode i always starts from seed EVAL_SEED + i and draws its own noise, so results depend neither on the number of
     workers nor on what was evaluated before, and training's random numbers are never touched. Processes start at the
-    first call and stay.
+    first call and stay. They are told the Task, not its name: a process that has just begun does not know tasks registered
+    in this one.
     """
 
-    def __init__(self, name: str, chunk: int, workers: int, make=make_in_worker):
+    def __init__(self, name: str | Task, chunk: int, workers: int, make=make_in_worker):
         self.make, self.workers, self.vector = functools.partial(make, name, chunk), max(1, workers), None
 
     def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:

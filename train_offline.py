@@ -26,8 +26,9 @@ from config import Config, UserError
 
 def prepare(config: Config, given: set[str]):
     """Everything a stage works with. Nothing is written before all of it has been checked."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this torch sees no GPU; --device auto takes what there is")
+    for name in ("device", "data_device"):
+        if getattr(config, name) == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"--{name.replace('_', '-')} cuda: this torch sees no GPU; auto takes what there is")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -39,14 +40,15 @@ def prepare(config: Config, given: set[str]):
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")
     folder = run_module.folder_of(config, given, source["kind"])
     run = run_module.Run(folder, config, source)
-    buffer = data.ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount, device)
+    buffer = data.make_buffer(config, dataset, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
-        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline", info=None, collecting=None, collector=None,
+        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
+        info=None, batch=None, collecting=None, collector=None,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
-        batches=torch.Generator(device).manual_seed(config.seed + 1),
+        batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
-        evaluator=envs.Evaluator(task.name, config.chunk, config.workers or os.cpu_count()))
+        evaluator=envs.Evaluator(task, config.chunk, config.workers or os.cpu_count()))
 
 
 def restore(t) -> None:
@@ -76,7 +78,7 @@ def restore(t) -> None:
     t.algo.load_state_dict(state["algorithm"])
     t.run.load_online(t.buffer, state["online"])
     t.step, t.episode, t.stage, t.collecting = state["step"], state["episode"], state["stage"], state["collecting"]
-    if state["device"] == t.device.type:
+    if state["device"] == t.buffer.device.type:
         t.batches.set_state(state["batches"])
     t.acting.set_state(state["acting"])
     t.run.cut_rows_after(t.step)
@@ -87,7 +89,7 @@ def save(t) -> None:
     run_module.save(t.run.checkpoint, dict(
         algorithm=t.algo.state_dict(), online=t.run.save_online(t.buffer), step=t.step, episode=t.episode, stage=t.stage,
         collecting=t.collector.state_dict() if t.collector else t.collecting, config=t.config.plain(),
-        data=t.run.source["sha256"], device=t.device.type, batches=t.batches.get_state(), acting=t.acting.get_state()))
+        data=t.run.source["sha256"], device=t.buffer.device.type, batches=t.batches.get_state(), acting=t.acting.get_state()))
 
 
 def check_finite(t) -> dict[str, float]:
@@ -185,15 +187,15 @@ def loop(t, stage: str, last: int, one_step) -> None:
                 bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
 
 
-def train(t) -> dict[str, torch.Tensor]:
-    """One update."""
+def one_update(t) -> dict[str, torch.Tensor]:
+    """One update, on a fresh batch (kept for check_finite)."""
     t.batch = t.buffer.sample(t.config.batch_size, t.batches)
     return t.algo.update(t.batch)
 
 
 def offline_stage(t) -> None:
     """Stage 1, from where the run stands; ends in offline.pt."""
-    loop(t, "offline", t.config.offline_steps, lambda: train(t))
+    loop(t, "offline", t.config.offline_steps, lambda: one_update(t))
     run_module.save(t.run.offline, dict(algorithm=t.algo.state_dict(), step=t.step, identity=t.run.identity()))
 
 

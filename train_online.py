@@ -4,6 +4,7 @@
     python train_online.py --task square --preset quick         the same algorithm, small: minutes on a laptop CPU
 """
 import collections
+import sys
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import config as config_module
 import envs
 import run as run_module
 from config import UserError
-from train_offline import interruptible, loop, offline_stage, prepare, restore, train
+from train_offline import interruptible, loop, offline_stage, one_update, prepare, restore
 
 
 class Collector:
@@ -107,7 +108,7 @@ def online_stage(t) -> None:
             except envs.SimulatorLost as error:
                 collector.replace(error)
         if t.step >= c.offline_steps + c.warmup:                 # the first steps only collect, as released
-            return train(t)                                                                      # lines 3-7
+            return one_update(t)                                                                 # lines 3-7
     try:
         loop(t, "online", c.offline_steps + c.online_steps, one_step)
     finally:
@@ -129,8 +130,13 @@ def take_offline(t) -> bool:
     return True
 
 
-def main() -> None:
-    c, given = config_module.parse(__doc__.split("\n")[0])
+def train(**knobs):
+    """From Python what the command line does: train(task="lift", preset="quick", seed=1) -> the run's folder."""
+    knobs = {"resume": "--resume" in sys.argv} | knobs          # the line that an interrupted run prints works for your script too
+    return both_stages(config_module.build(knobs), set(knobs))
+
+
+def both_stages(c, given: set[str]):
     if c.online_steps <= c.warmup:
         raise UserError(f"--online-steps {c.online_steps} do not exceed --warmup {c.warmup}: nothing would be trained online"
                         + ("; the pure offline setting is python train_offline.py" if c.preset == "offline-rl" else ""))
@@ -146,6 +152,11 @@ def main() -> None:
         online_stage(t)
     final = t.run.rows("eval.csv")[-1]
     print(f"done: success {float(final['success']):.0%} over {final['episodes']} episodes; {t.run.folder}/curve.png")
+    return t.run.folder
+
+
+def main() -> None:
+    both_stages(*config_module.parse(__doc__.split("\n")[0]))
 
 
 if __name__ == "__main__":

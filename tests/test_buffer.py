@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import UserError
-from data import ReplayBuffer
+from data import FIELDS, ReplayBuffer
 
 GAMMA = 0.9
 
@@ -90,8 +90,9 @@ def test_nothing_of_another_episode_enters_a_loss():
 
 def test_data_end_is_a_seam_and_a_cut_episode_too():
     dataset = make_dataset([6], [False], 0)
-    dataset["terminals"][-1] = 0                                               # even where a file forgot to say so
     buffer = ReplayBuffer(dataset, 10, 3, GAMMA)
+    with pytest.raises(UserError, match="must end an episode"):
+        ReplayBuffer(dataset | {"terminals": np.zeros(6)}, 10, 3, GAMMA)
     for i in range(4):
         buffer.add(np.ones(3), np.ones(2), 0.0, False, False, np.ones(3))
     assert buffer.chunks(torch.tensor([4, 5, 6]))["valid"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
@@ -105,8 +106,8 @@ def test_truncation_and_termination_stay_apart():
     buffer = ReplayBuffer(make_dataset([3], [True], 0), 4, 1, GAMMA)
     for terminated, truncated in ((True, False), (False, True), (False, False)):
         buffer.add(np.zeros(3), np.zeros(2), 0.0, terminated, truncated, np.zeros(3))
-    assert buffer.arrays["masks"][3:6].tolist() == [0, 1, 1]
-    assert buffer.arrays["terminals"][3:6].tolist() == [1, 1, 0]
+    assert buffer.rows("masks", torch.arange(3, 6)).tolist() == [0, 1, 1]
+    assert buffer.rows("terminals", torch.arange(3, 6)).tolist() == [1, 1, 0]
 
 
 def test_online_part_survives_saving():
@@ -119,7 +120,7 @@ def test_online_part_survives_saving():
     buffer.end_episode()                                                       # a simulator was lost after the third
     other.load_online(first, buffer.cuts)
     assert other.size == 13 and other.cuts == [2]
-    for name in buffer.arrays:
-        assert torch.equal(buffer.arrays[name][:13], other.arrays[name][:13])
+    for name in FIELDS:
+        assert torch.equal(buffer.rows(name, torch.arange(13)), other.rows(name, torch.arange(13)))
     with pytest.raises(UserError, match="--online-steps"):
         ReplayBuffer(dataset, 2, 2, GAMMA).load_online(first, [])

@@ -21,8 +21,8 @@ WORDS = ("--task cube-single-task2 --preset quick --no-compile --data generated 
 # phase -> (where, range of the call that is the last)
 POINTS = {
     "generation": [("tools.demos._read_part", (1, 8)), ("tools.demos._assemble", (1, 1)), ("tools.demos.write_ogbench", (1, 1))],
-    "offline": [("train_offline.train", (1, 30)), ("run.Run.append", (1, 9))],
-    "online": [("train_online.train", (1, 35)), ("train_online.Collector.send", (1, 30)), ("data.ReplayBuffer.add", (1, 40))],
+    "offline": [("train_offline.one_update", (1, 30)), ("run.Run.append", (1, 9))],
+    "online": [("train_online.one_update", (1, 35)), ("train_online.Collector.send", (1, 30)), ("data.ReplayBuffer.add", (1, 40))],
     "evaluation": [("envs.Evaluator.reset", (1, 12)), ("run.draw_curve", (1, 6))],
     "saving": [("os.replace", (8, 30)), ("os.fsync", (1, 15)), ("run.save", (1, 8)), ("run.Run.save_online", (1, 8))],
 }
@@ -66,7 +66,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_four_kills(undisturbed, tmp_path):
-    kills = [("generation", "tools.demos._read_part", 3, "after"), ("offline", "train_offline.train", 14, "before"),
+    kills = [("generation", "tools.demos._read_part", 3, "after"), ("offline", "train_offline.one_update", 14, "before"),
              ("saving", "os.replace", 9, "before"), ("online", "data.ReplayBuffer.add", 13, "after")]
     assert sum(survive(tmp_path, kills).values()) == 4
     assert_same(undisturbed, tmp_path)

@@ -1,8 +1,6 @@
 """Reading, generating and fetching data; rewards and masks against their sources."""
-import http.server
 import json
 import shutil
-import threading
 
 import h5py
 import numpy as np
@@ -18,8 +16,8 @@ from tools import demos
 def generated(tmp_path_factory):
     """Small generated sets, made once: {task: path}."""
     folder = tmp_path_factory.mktemp("data")
-    return {"lift": demos.generate(envs.task("lift"), 3, folder / "generated", workers=2),
-            "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)}
+    return {"lift": demos.generate(envs.task("lift"), 3, folder / "generated", workers=2)[0],
+            "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)[0]}
 
 
 # ------------------------------------------------------------------------------------------------------------ Robomimic
@@ -72,15 +70,14 @@ def test_demonstrations_replay_in_the_environment(generated):
 def test_generation_is_deterministic_cached_and_resumes(generated, tmp_path):
     path = generated["lift"]
     stamp = path.stat().st_mtime
-    assert demos.generate(envs.task("lift"), 3, path.parent) == path and path.stat().st_mtime == stamp
+    assert demos.generate(envs.task("lift"), 3, path.parent) == [path] and path.stat().st_mtime == stamp
     # As if interrupted: one finished part, one torn one. The set that comes out is the same.
     parts = tmp_path / (path.name + ".parts")
     parts.mkdir()
     demos._attempt(lambda index: demos._demonstration("lift", index), parts / "demo-000001.npz", 1)
     (parts / "demo-000000.tmp").write_bytes(b"half")
-    again = demos.generate(envs.task("lift"), 3, tmp_path, workers=1)
-    a, b = (data.read(p, envs.task("lift")) for p in (path, again))
-    assert all(np.array_equal(a[name], b[name]) for name in data.FIELDS)
+    again, = demos.generate(envs.task("lift"), 3, tmp_path, workers=1)
+    assert again.read_bytes() == path.read_bytes()
     assert not parts.exists()
 
 
@@ -105,101 +102,9 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     env.close()
 
 
-# ------------------------------------------------------------------------------------------------------- broken files
-def write(path, change):
-    with h5py.File(path, "r+") as file:
-        change(file)
-
-
-@pytest.mark.parametrize("change, says", [
-    (lambda f: f["data/demo_0"].__delitem__("actions"), "cannot be read"),
-    (lambda f: f["data/demo_0/actions"].write_direct(np.full(f["data/demo_0/actions"].shape, np.nan)), "NaN"),
-    (lambda f: f.__delitem__("data"), "cannot be read")])
-def test_broken_hdf5_is_one_line(generated, tmp_path, change, says):
-    path = tmp_path / "x.hdf5"
-    shutil.copy(generated["lift"], path)
-    write(path, change)
-    with pytest.raises(UserError, match=says) as error:
-        data.read(path, envs.task("lift"))
-    assert "\n" not in str(error.value)
-
-
-def test_wrong_task_truncated_and_garbage(generated, tmp_path):
-    with pytest.raises(UserError, match="not data of can"):
-        data.read(generated["lift"], envs.task("can"))
-    cut = tmp_path / "cut.npz"
-    cut.write_bytes(generated["cube-single-task2"].read_bytes()[:5000])
-    with pytest.raises(UserError, match="cannot be read"):
-        data.read(cut, envs.task("cube-single-task2"))
-    np.savez(tmp_path / "pickle.npz", observations=np.array([{}], dtype=object))
-    with pytest.raises(UserError, match="cannot be read"):
-        data.read(tmp_path / "pickle.npz", envs.task("cube-single-task2"))
-
-
-# ------------------------------------------------------------------------------------------------------------ download
-CONTENT = bytes(range(256)) * 4000
-
-
-class Host(http.server.BaseHTTPRequestHandler):
-    """/good serves with ranges; /drops sends half of what it announced; /html lies; anything else is 404."""
-    served = []
-
-    def do_GET(self):
-        self.served.append((self.path, self.headers.get("Range")))
-        if self.path not in ("/good", "/drops", "/html"):
-            return self.send_error(404)
-        start = int(self.headers["Range"][6:-1]) if "Range" in self.headers else 0
-        body = CONTENT[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Type", "text/html" if self.path == "/html" else "application/octet-stream")
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if self.path == "/drops" else body)
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def host():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Host.served.clear()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-def test_download_resumes_and_never_leaves_half_a_file(host, tmp_path):
-    path = tmp_path / "sub" / "file"
-    with pytest.raises(OSError, match="connection ended|IncompleteRead|incomplete"):
-        data.download(host + "/drops", path)
-    assert not path.exists() and path.with_name("file.part").stat().st_size == len(CONTENT) // 2
-    data.download(host + "/good", path)
-    assert path.read_bytes() == CONTENT and Host.served[-1] == ("/good", f"bytes={len(CONTENT) // 2}-")
-    assert not path.with_name("file.part").exists()
-
-
-def test_download_refuses_web_pages_and_surprising_sizes(host, tmp_path):
-    with pytest.raises(OSError, match="web page"):
-        data.download(host + "/html", tmp_path / "x")
-    with pytest.raises(UserError, match="--data official"):
-        data.download(host + "/good", tmp_path / "x", max_bytes=1000)
-    assert not (tmp_path / "x").exists()
-
-
-def test_mirror_is_tried_and_reasons_are_told(host, tmp_path, monkeypatch):
-    lift = envs.task("lift")
-    monkeypatch.setattr(data, "official", lambda task: ("r/f.hdf5", (host + "/missing", host + "/good"), ()))
-    assert data.fetch_official(lift, tmp_path, 1e9) == (tmp_path / "r/f.hdf5", "")
-    count = len(Host.served)
-    assert data.fetch_official(lift, tmp_path, 1e9)[0] == tmp_path / "r/f.hdf5" and len(Host.served) == count    # cached
-    monkeypatch.setattr(data, "official", lambda task: ("r/g.hdf5", (host + "/missing",), ()))
-    path, why = data.fetch_official(lift, tmp_path, 1e9)
-    assert path is None and "HTTP 404" in why
-
-
+# --------------------------------------------------------------------------------------------------- which data a run gets
 def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "fetch_official", lambda *_: (None, "host: unreachable"))
+    monkeypatch.setattr(data, "fetch", lambda *_: ([], "host: unreachable"))
     folder = generated["lift"].parent.parent
     said = []
     config = build(dict(task="lift", preset="quick", data_size=3, data_dir=str(folder)))

@@ -32,6 +32,7 @@ def parts(act, obs_dim=2, action_dim=1, task="x", seed=7):
     width = {"observations": (obs_dim,), "next_observations": (obs_dim,), "actions": (action_dim,)}
     dataset = {name: np.zeros((4, *width.get(name, ())), np.float32)
                for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
+    dataset["terminals"][-1] = 1
     return SimpleNamespace(config=SimpleNamespace(task=task, seed=seed), algo=SimpleNamespace(act=act), acting=None, episode=0,
                            buffer=ReplayBuffer(dataset, 300, 2, 0.9))
 
@@ -48,7 +49,7 @@ def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
     for _ in range(9):
         collector.step()
     envs.end_processes(collector.env)
-    rows = {name: array[4 : t.buffer.size].tolist() for name, array in t.buffer.arrays.items()}
+    rows = {name: array[: t.buffer.size - 4].tolist() for name, array in t.buffer.online.items()}
     seeds = [envs.training_seed(7, e) for e in range(3)]
     # asked at steps 0 and 2 of each episode; the second chunk's second action is thrown away with the episode
     assert asked == [[seed, n] for seed in np.float32(seeds) for n in (0, 2)]
@@ -96,7 +97,7 @@ def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
     for _ in range(13):
         collector.step()
     envs.end_processes(collector.env)
-    found = [t.buffer.arrays[name][4:24].reshape(20, -1).numpy() for name in ("observations", "actions", "rewards", "next_observations")]
+    found = [t.buffer.online[name][:20].reshape(20, -1).numpy() for name in ("observations", "actions", "rewards", "next_observations")]
     assert np.array_equal(np.concatenate(found, 1), np.float32(rows[:20]))
 
 

@@ -6,12 +6,14 @@ import importlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -283,3 +285,21 @@ def test_every_task_runs(task, tmp_path):
     size = "4" if task in ("lift", "can", "square") else "2000"
     script("train_online.py", tmp_path, tmp_path, f"--data-size {size} --goal-share 0 --offline-steps 150 --online-steps 150 --eval-every 500 --workers 2", task=task)
     assert len(rows(next(tmp_path.glob("runs/*/*/*/*/seed0")), "eval.csv")) == 3
+
+
+def test_a_set_in_many_files_trains(generated, tmp_path, monkeypatch):  # noqa: F811
+    """cube-quadruple's way of coming, with cube-single's data: official files in another project's folder, as many as asked for."""
+    from tools import fetch
+    names = [f"set/part-{i}.npz" for i in range(3)]
+    (tmp_path / "theirs/set").mkdir(parents=True)
+    for name in names:
+        shutil.copy(generated["cube-single-task2"], tmp_path / "theirs" / name)
+    monkeypatch.setattr(fetch, "official", lambda task: (names, [], tmp_path / "theirs"))
+    output = script("train_online.py", tmp_path, tmp_path / "data", "--data official --data-size 2000000 --goal-share 0")
+    run_folder = next(tmp_path.glob("runs/*/*/*/*/seed0"))
+    record = json.loads((run_folder / "config.json").read_text())["data"]
+    with np.load(generated["cube-single-task2"]) as file:
+        transitions = 2 * int((~file["terminals"]).sum())
+    assert "data: official" in output and len(record["files"]) == 2 and record["transitions"] == transitions
+    assert float(rows(run_folder, "train.csv")[-1]["topk_loss"]) > 0
+    assert {p.name for p in (tmp_path / "data/maps/set").iterdir()} == {"ends.f32", "index.json", "lasts.i64", "rows.f32"}

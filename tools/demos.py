@@ -2,11 +2,14 @@
 
     Robomimic   demonstrations by six uneven scripted operators (tools/operators.py), as robomimic-format HDF5
     OGBench     play data from ogbench's own plan oracles (tools/play.py), as official npz; optionally mixed with noisy
-                episodes aimed at the task's goal, because small play sets hold hardly any success
+                episodes aimed at the task's goal, because small play sets hold hardly any success; beyond 1M transitions
+                a folder of several files
 
 One attempt = one episode from one seed, in one of several processes. Every finished attempt is a small file in
 <name>.parts/, so an interruption costs at most one episode per process; the set is assembled from the attempts in the
 order of their seeds, whichever process made them, so the same name holds the same data.
+
+    python -m tools.demos --task cube-double-task2 --size 1000000        OGBench: <name>.npz and <name>-val.npz, a tenth as large
 """
 import concurrent.futures
 import contextlib
@@ -17,48 +20,77 @@ import multiprocessing
 import os
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+import config
 import envs
 from config import UserError
+from tools import files
 
 VERSION = 3          # part of every name: raise it when operators or oracles change what a seed gives
+SHARD = 1_000_000    # transitions in a file of OGBench data
+SEEDS = 100_000      # numbers of attempts set aside for each file: more than it can need
+VAL = 4_000 * SEEDS  # numbers of the validation sets' attempts
 
 
 def name(task: envs.Task, size: int, goal_share: float) -> str:
-    """The file name of a generated set: says what made it."""
+    """The name of a generated set, without its ending: says what made it."""
     if task.suite == "robomimic":
-        return f"{task.name}-operators-v{VERSION}-{size}.hdf5"
-    mix = f"-goal{task.task_id}x{goal_share:g}" if goal_share else ""
-    return f"{task.source}-play-v{VERSION}-{size}{mix}.npz"
+        return f"{task.name}-operators-v{VERSION}-{size}"
+    return f"{task.source}-play-v{VERSION}-{size}" + (f"-goal{task.task_id}x{goal_share:g}" if goal_share else "")
 
 
-def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, workers: int = 2) -> Path:
-    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its path."""
+def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, workers: int = 2, val: bool = False, shard: int = SHARD) -> list[Path]:
+    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files. val: the validation
+    files of OGBench too."""
     path = Path(folder) / name(task, size, goal_share)
+    if task.suite == "robomimic":
+        return [_demonstrations(task, size, path.with_name(path.name + ".hdf5"), workers)]
+    paths = []
+    for i in range(-(-size // shard)):
+        rows = min(shard, size - i * shard)
+        paths.append(path / f"{task.source}-play-v{VERSION}-{i:03d}.npz" if size > shard else path.with_name(path.name + ".npz"))
+        _play_set(task, rows, paths[-1], goal_share, workers, i * SEEDS)
+        if val:
+            _play_set(task, -(-rows // 10), paths[-1].with_name(paths[-1].name[:-4] + "-val.npz"), goal_share, workers, VAL + i * SEEDS)
+    return paths
+
+
+def _demonstrations(task: envs.Task, size: int, path: Path, workers: int) -> Path:
+    if not path.exists():
+        with _parts(path) as parts:                        # only successes are kept, as in the official sets
+            chosen, tried = _attempts(functools.partial(_demonstration, task.name), parts, "demo", size, lambda e: 1, workers,
+                                      f"demonstrations of {task.name}")
+            _assemble(path, lambda temporary: write_robomimic(temporary, task, map(_read_part, chosen)), asked=size, attempts=tried)
+    return path
+
+
+def _play_set(task: envs.Task, size: int, path: Path, goal_share: float, workers: int, first: int) -> None:
     if path.exists():
-        return path
+        return
+    with _parts(path) as parts:
+        aimed, chosen, tried = int(size * goal_share), [], {}
+        rows = lambda e: len(e["terminals"]) - 1           # noqa: E731  T rows hold T - 1 transitions
+        for kind, wanted, make, label in (("play", size - aimed, functools.partial(_play, task.source), f"play data of {task.source}"),
+                                          ("goal", aimed, functools.partial(_aimed, task.source, task.task_id), f"episodes aimed at {task.name}'s goal")):
+            if wanted:
+                episodes, tried[kind] = _attempts(make, parts, kind, wanted, rows, workers, label + ", transitions", first)
+                chosen += episodes
+        _assemble(path, lambda temporary: write_ogbench(temporary, map(_read_part, chosen)), asked=size, goal_share=goal_share,
+                  attempts=tried, first=first)
+
+
+@contextlib.contextmanager
+def _parts(path: Path):
+    """The folder of a set's finished attempts; it goes when the set is there."""
     parts = path.with_name(path.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
-    if task.suite == "robomimic":
-        # Only successes are kept, as in the official sets.
-        chosen = _attempts(functools.partial(_demonstration, task.name), parts, "demo", size, lambda e: 1, workers,
-                           f"demonstrations of {task.name}")
-        _assemble(path, lambda temporary: write_robomimic(temporary, task, map(_read_part, chosen)))
-    else:
-        aimed = int(size * goal_share)
-        rows = lambda e: len(e["terminals"]) - 1           # noqa: E731  T rows hold T - 1 transitions
-        chosen = _attempts(functools.partial(_play, task.source), parts, "play", size - aimed, rows, workers,
-                           f"play data of {task.source}, transitions") if size > aimed else []
-        if aimed:
-            chosen += _attempts(functools.partial(_aimed, task.source, task.task_id), parts, "goal", aimed, rows, workers,
-                                f"episodes aimed at {task.name}'s goal, transitions")
-        _assemble(path, lambda temporary: write_ogbench(temporary, map(_read_part, chosen)))
+    yield parts
     shutil.rmtree(parts)
-    return path
 
 
 # ------------------------------------------------------------------------------------- one attempt, in a worker process
@@ -102,11 +134,11 @@ def _read_part(path: Path) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------- all attempts
-def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, label: str) -> list[Path]:
-    """The first attempts, by number, whose counts add up to `wanted`; runs those that are missing."""
+def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, label: str, first: int = 0) -> tuple[list[Path], int]:
+    """The attempts from number `first` on whose counts add up to `wanted`, and how many were needed; runs those that are missing."""
     file = lambda index: parts / f"{kind}-{index:06d}.npz"                # noqa: E731
     done = {int(part.stem.split("-")[1]) for part in parts.glob(f"{kind}-*.npz")}
-    total, chosen, frontier, submitted, pending = 0, [], 0, 0, set()
+    total, chosen, frontier, submitted, pending = 0, [], first, first, set()
     bar = tqdm(total=wanted, desc=f"generating {label}", unit="", dynamic_ncols=True, file=sys.stderr)
     context = multiprocessing.get_context("spawn")         # safe on macOS and beside torch's threads
     threads = contextlib.ExitStack()                       # processes start when work is submitted, so it spans all of it
@@ -122,8 +154,8 @@ def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, la
                     total += count(episode)
                 frontier += 1
             if total >= wanted:
-                return chosen
-            if frontier >= 100 and not chosen:
+                return chosen, frontier - first
+            if frontier >= first + 100 and not chosen:
                 raise UserError(f"100 attempts at {label} and no success: the simulator's version does not fit "
                                 "(requirements.txt has the versions that work)")
             while len(pending) < 2 * workers:
@@ -141,10 +173,12 @@ def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, la
         bar.close()
 
 
-def _assemble(path: Path, write) -> None:
+def _assemble(path: Path, write, **origin) -> None:
     temporary = path.with_name(path.name + ".tmp")
     write(temporary)
     os.replace(temporary, path)                            # never a half file under the final name
+    simulators = {d.name: d.version for d in metadata.distributions() if d.name in ("mujoco", "robosuite", "ogbench", "numpy")}
+    files.remember(path, files.record_of(path), generator=VERSION, seed=envs.DATA_SEED, **origin, versions=simulators)
 
 
 def write_robomimic(path: Path, task: envs.Task, episodes) -> None:
@@ -175,3 +209,21 @@ def write_ogbench(path: Path, episodes) -> None:
     episodes = list(episodes)
     with open(path, "wb") as file:
         np.savez_compressed(file, **{key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]})
+
+
+def main() -> None:
+    parser = config.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--size", type=int, required=True, help="demonstrations (Robomimic) or transitions (OGBench)")
+    parser.add_argument("--goal-share", type=float, default=0.0, help="OGBench: share of transitions from episodes aimed at the task's goal")
+    parser.add_argument("--folder", type=Path, default="data/generated")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    if args.size < 1 or args.workers < 1 or not 0 <= args.goal_share <= 1:
+        raise UserError("--size and --workers must be positive, --goal-share must lie in [0, 1]")
+    for path in generate(envs.task(args.task), args.size, args.folder, args.goal_share, args.workers, val=True):
+        print(path)
+
+
+if __name__ == "__main__":
+    config.main(main)

@@ -15,16 +15,19 @@ again.
 A memoryless policy can therefore imitate nearly all of it. What it cannot see: a pause, a detour's first half, the
 tremor's momentum, and whether a grasp is about to be fumbled.
 
-    python -m tools.operators --task can --episodes 30      success per operator, and the lengths of the successes
+    python -m tools.operators --task can --episodes 30               success per operator, and the lengths of the successes
+    python -m tools.operators --task square --picture FILE           all operators' paths from one start
 """
-import argparse
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+import config
 import envs
+from config import OneLineParser
 
 BODY = {"lift": "cube", "can": "Can", "square": "SquareNut"}      # the object's name in robosuite's observations
 # Scales all speeds, so that successes are about as long as the multi-human ones: 104, 209 and 269 steps.
@@ -84,6 +87,7 @@ def make_plan(env, task, operator, obs, rng):
     sign = -1 if rng.random() < operator.mirror else 1
     wrist = sign * operator.wrist + rng.normal(0, 0.15)
     plan = SimpleNamespace(
+        mirrored=sign < 0,
         lean=sign * np.array(operator.lean) + rng.normal(0, operator.jitter, 2),
         bend=sign * operator.bend * rng.uniform(0.6, 1.4),
         hover=rng.uniform(0.08, 0.12),            # metres above `straight` at which the descent begins
@@ -240,13 +244,18 @@ class Hand:
         return np.clip(np.append(motion, gripper), -1, 1)
 
 
-def demonstrate(env, task: str, seed: int) -> dict | None:
-    """One episode by operator seed % 6, as robomimic stores it -> None if it failed. Same seed, same episode."""
-    operator, rng = OPERATORS[seed % len(OPERATORS)], np.random.default_rng(seed)
-    np.random.seed(seed)                          # robosuite places objects with numpy's global generator
+def begin(env, task, operator, scene: int, rng):
+    """The first observation of an episode, and the hand that will play it. scene: the seed of where things lie."""
+    np.random.seed(scene)                         # robosuite places objects with numpy's global generator
     env.reset()
     raw = env._get_observations(force_update=True)   # or else can and square begin with zeros
-    hand = Hand(task, operator, make_plan(env, task, operator, raw, rng), rng)
+    return raw, Hand(task, operator, make_plan(env, task, operator, raw, rng), rng)
+
+
+def demonstrate(env, task: str, seed: int) -> dict | None:
+    """One episode by operator seed % 6, as robomimic stores it -> None if it failed. Same seed, same episode."""
+    operator = OPERATORS[seed % len(OPERATORS)]
+    raw, hand = begin(env, task, operator, seed, np.random.default_rng(seed))
     visited, states, actions, success = [envs.robosuite_obs(raw)], [], [], False
     while not success and len(actions) < envs.task(task).horizon:
         actions.append(hand.act(raw))
@@ -264,11 +273,68 @@ def demonstrate(env, task: str, seed: int) -> dict | None:
         states=np.array(states), model_file=env.sim.model.get_xml(), operator=operator.name)
 
 
+# ------------------------------------------------------------------------------- how different they are, from one start
+def compare(env, task: str, scene: int, times: int, until: str = "", most: int = 400) -> list[SimpleNamespace]:
+    """Each operator `times` times from one and the same start, till success or the phase `until` begins. group: the operator and
+    whether habits were mirrored; reach [T, 3]: the hand's way to the object; thing [T', 3]: the object's own."""
+    tries = []
+    for number, operator in enumerate(OPERATORS):
+        for time in range(times):
+            raw, hand = begin(env, task, operator, scene, np.random.default_rng([scene, number, time]))
+            reach, thing, steps, success = [], [], 0, False
+            while not success and steps < most and hand.phase != until:
+                if hand.phase == "reach" and len(reach) == steps:                # the first reach, if it has to try again
+                    reach.append(raw["robot0_eef_pos"])
+                thing.append(raw[BODY[task] + "_pos"])
+                raw, steps = env.step(hand.act(raw))[0], steps + 1
+                success = bool(env._check_success())
+            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), success=success,
+                                         reach=np.array(reach), thing=np.array(thing)))
+    return tries
+
+
+def spread(tries, groups) -> float:
+    """How many times farther apart ways to the object are between groups than within one (medians of the mean distance)."""
+    def resample(path, points=30):                # by the way travelled, so that speed makes no difference
+        travelled = np.r_[0, np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()]
+        return np.stack([np.interp(np.linspace(0, travelled[-1], points), travelled, column) for column in path.T], 1)
+    paths = np.array([resample(t.reach) for t in tries])
+    distance = np.linalg.norm(paths[:, None] - paths[None], axis=-1).mean(-1)
+    same = np.array([[a == b for a in groups] for b in groups])
+    return float(np.median(distance[~same]) / np.median(distance[same & ~np.eye(len(tries), dtype=bool)]))
+
+
+def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
+    """Paths of all operators from one start: the way to the object from above, the object's way to the goal from the side."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, (above, side) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    colors = dict(zip((operator.name for operator in OPERATORS), ("#d62728", "#ff7f0e", "#2ca02c", "#17becf", "#1f77b4", "#9467bd")))
+    tries = compare(envs.make_robosuite(task), task, scene, times)
+    for t in tries:
+        above.plot(t.reach[:, 0], t.reach[:, 1], color=colors[t.operator], lw=1, alpha=0.8)
+        side.plot(t.thing[:, 1], t.thing[:, 2], color=colors[t.operator], lw=1, alpha=0.8, label=t.operator)
+    above.plot(*tries[0].thing[0, :2], "ks", ms=5)
+    above.set(xlabel="x (m)", ylabel="y (m)", aspect="equal")
+    above.set_title(f"{task}, from above: the hand to the object", fontsize=10)
+    side.set(xlabel="y (m)", ylabel="z (m)")
+    side.set_title("from the side: the object to the goal", fontsize=10)
+    handles = dict(zip(*reversed(side.get_legend_handles_labels())))
+    side.legend(handles.values(), handles.keys(), fontsize=7)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=90)
+    print(f"{path}; ways to the object lie {spread(tries, [t.group for t in tries]):.1f} times farther apart between groups than within one")
+
+
 def main():
-    parser = argparse.ArgumentParser()
+    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--task", choices=list(BODY), default="can")
     parser.add_argument("--episodes", type=int, default=30)
+    parser.add_argument("--picture", metavar="FILE", help="draw all operators' paths from one start instead")
     args = parser.parse_args()
+    if args.picture:
+        return draw(args.task, args.picture)
     env, lengths = envs.make_robosuite(args.task), {operator.name: [] for operator in OPERATORS}
     for seed in range(args.episodes):
         episode = demonstrate(env, args.task, seed)
@@ -280,4 +346,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    config.main(main)

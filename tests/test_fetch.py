@@ -1,0 +1,150 @@
+"""Downloads from a host that drops connections, lies about lengths, answers with web pages or not at all."""
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import pytest
+
+import data
+import envs
+from config import UserError, build
+from tools import fetch, files
+
+CONTENT = b"\x89HDF" + bytes(range(256)) * 4000
+LIFT = envs.task("lift")
+
+
+class Host(http.server.BaseHTTPRequestHandler):
+    """The first folder of the path says how the host behaves."""
+    served = []
+
+    def do_GET(self):
+        how = self.path.split("/")[1]
+        self.served.append((self.path, self.headers.get("Range")))
+        start = int(self.headers["Range"][6:-1]) if "Range" in self.headers else 0
+        if how == "missing":
+            return self.send_error(404)
+        if start >= len(CONTENT):
+            return self.send_error(416)
+        whole = b"<html>sorry</html>" if how in ("html", "sly") else CONTENT
+        body = whole if how in ("html", "sly", "restarts") else whole[start:]
+        self.send_response(206 if start and how != "restarts" else 200)
+        if how != "nolength":
+            self.send_header("Content-Length", str(len(body) + dict(longer=1000, shorter=-1000).get(how, 0)))
+        if start:
+            begin = start - 1 if how == "shifted" else start
+            self.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT) + (how == 'another')}")
+        self.send_header("Content-Type", "text/html" if how == "html" else "application/octet-stream")
+        self.end_headers()
+        self.wfile.write(body[: -(-len(body) // 2)] if how == "drops" else body[:5000] if how == "stalls" else body)
+        if how == "stalls":
+            self.server.patience.wait(5)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def host():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.patience = threading.Event()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    Host.served.clear()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.patience.set()
+    server.shutdown()
+
+
+def left(path: Path) -> list[str]:
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+def test_interrupted_download_goes_on_where_it_stopped(host, tmp_path):
+    path, half = tmp_path / "sub" / "x.hdf5", len(CONTENT) // 2
+    with pytest.raises(OSError, match=f"ended after {half} of {len(CONTENT)} bytes"):
+        fetch.download(host + "drops", path)
+    assert left(path) == [f"x.hdf5.{len(CONTENT)}.part"]
+    fetch.download(host + "good", path)
+    assert path.read_bytes() == CONTENT and Host.served[-1] == ("/good", f"bytes={half}-") and left(path) == ["x.hdf5"]
+
+
+@pytest.mark.parametrize("how", ["restarts", "another", "shifted"])
+def test_a_host_that_does_not_send_the_rest_of_this_file_starts_over(host, tmp_path, how):
+    """It ignores the range, or has a file of another length, or sends other bytes than asked for."""
+    path = tmp_path / "x.hdf5"
+    with pytest.raises(OSError):
+        fetch.download(host + "drops", path)
+    fetch.download(host + how, path)
+    assert path.read_bytes() == CONTENT and left(path) == ["x.hdf5"]
+
+
+def test_a_part_longer_than_the_file_starts_over(host, tmp_path):
+    (tmp_path / f"x.hdf5.{len(CONTENT)}.part").write_bytes(CONTENT + b"more")
+    fetch.download(host + "good", tmp_path / "x.hdf5")
+    assert (tmp_path / "x.hdf5").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("how, says", [("html", "web page"), ("sly", "does not begin like a .hdf5"), ("longer", "connection ended"),
+                                       ("shorter", "broken file: too short"), ("missing", "404"), ("stalls", "timed out")])
+def test_nothing_but_the_whole_file_gets_the_final_name(host, tmp_path, how, says):
+    with pytest.raises(OSError, match=says):
+        fetch.download(host + how, tmp_path / "x.hdf5", timeout=0.3,
+                       complaint=lambda path: "too short" if path.stat().st_size < len(CONTENT) else "")
+    assert not (tmp_path / "x.hdf5").exists()
+
+
+def test_a_host_that_announces_no_length(host, tmp_path):
+    fetch.download(host + "nolength", tmp_path / "x.hdf5")
+    assert (tmp_path / "x.hdf5").read_bytes() == CONTENT
+
+
+def official(monkeypatch, *hosts, names=("r/x.hdf5",), elsewhere="/nowhere"):
+    monkeypatch.setattr(fetch, "official", lambda task: (list(names), list(hosts), Path(elsewhere)))
+
+
+def test_mirror_is_tried_reasons_are_told_and_files_are_remembered(host, tmp_path, monkeypatch):
+    official(monkeypatch, host + "missing/", host + "good/")
+    path = tmp_path / "robomimic/r/x.hdf5"
+    assert fetch.fetch(LIFT, tmp_path, 1e9) == ([(path, path.with_name("x.hdf5.json"))], "")
+    record = json.loads(path.with_name("x.hdf5.json").read_text())
+    assert record["url"] == host + "good/r/x.hdf5" and record["bytes"] == len(CONTENT) and record["sha256"] == files.sha256(path)
+    count = len(Host.served)
+    assert fetch.fetch(LIFT, tmp_path, 1e9)[0][0][0] == path and len(Host.served) == count                  # it is there now
+    official(monkeypatch, host + "missing/", names=["r/y.hdf5"])
+    assert fetch.fetch(LIFT, tmp_path, 1e9) == ([], f"{host.split('/')[2]}: HTTP 404")
+    official(monkeypatch, "http://127.0.0.1:1/", names=["r/y.hdf5"])
+    assert "refused" in fetch.fetch(LIFT, tmp_path, 1e9)[1]
+
+
+def test_a_host_that_keeps_dropping_is_asked_for_the_rest_while_it_gives(host, tmp_path, monkeypatch):
+    official(monkeypatch, host + "drops/", host + "missing/")
+    found, why = fetch.fetch(LIFT, tmp_path, 1e9)              # each try halves what is missing
+    assert why == "" and found[0][0].read_bytes() == CONTENT and len(Host.served) > 10
+
+
+def test_many_files_count_together(host, tmp_path, monkeypatch):
+    names = [f"r/{i}.hdf5" for i in range(3)]
+    official(monkeypatch, host + "good/", names=names)
+    with pytest.raises(UserError, match="give --data official"):
+        fetch.fetch(LIFT, tmp_path, 2.5 * len(CONTENT))
+    found, _ = fetch.fetch(LIFT, tmp_path, 2.5 * len(CONTENT), count=2)                       # two of them are small enough
+    assert [path.name for path, _ in found] == ["0.hdf5", "1.hdf5"]
+    assert len(fetch.fetch(LIFT, tmp_path, 3.5 * len(CONTENT))[0]) == 3
+
+
+def test_where_official_files_are(monkeypatch):
+    names, hosts, home = fetch.official(envs.task("cube-quadruple-task3"))
+    assert len(names) == 100 and names[99] == "cube-quadruple-play-100m-v0/cube-quadruple-play-v0-099.npz" and len(hosts) == 2
+    assert fetch.official(envs.task("scene-task2"))[0] == ["scene-play-v0.npz"] and home == Path("~/.ogbench/data")
+    names, hosts, home = fetch.official(envs.task("can"))
+    assert hosts[0] + names[0] == "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/v1.5/can/mh/low_dim_v15.hdf5"
+    assert str(home / names[0]) == "~/.robomimic/can/mh/low_dim_v15.hdf5"
+
+
+def test_broken_downloads_are_not_kept(host, tmp_path, monkeypatch):
+    """The host sends the length it announces, in the right format's first bytes; only reading it shows what it is."""
+    official(monkeypatch, host + "good/")
+    with pytest.raises(UserError, match="could not be had .*the host sent a broken file: OSError"):
+        data.load(build(dict(task="lift", data="official", data_dir=str(tmp_path))))
+    assert not list(tmp_path.glob("robomimic/r/*"))

@@ -1,0 +1,80 @@
+"""The README's own task, as it stands there, and what registering refuses."""
+import csv
+import os
+import re
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+
+import envs
+import train_online
+from config import TASKS, UserError, build
+from conftest import ROOT
+
+
+def test_the_readme_s_own_task_trains(tmp_path):
+    section = (ROOT / "README.md").read_text().split("## Your own task")[1].split("\n## ")[0]
+    make_data, train = re.findall(r"```python\n(.*?)```", section, re.S)
+    assert len([line for line in train.splitlines() if line.strip()]) <= 17
+    small = train.replace("offline_steps=1500, online_steps=1000", "offline_steps=30, online_steps=40, warmup=10, eval_episodes=2, workers=1")
+    assert small != train
+    (tmp_path / "reach.py").write_text(small)
+    (tmp_path / "make_data.py").write_text(make_data)
+    for script in ("make_data.py", "reach.py"):
+        result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+                                env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert result.returncode == 0, result.stderr
+    run, = tmp_path.glob("runs/reach/dfp/own-reach/*/seed0")
+    with open(run / "eval.csv", newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "30", "70"]
+    assert "100 of them reach the goal" in result.stdout
+
+
+class Blank(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(-2, 2, (3,)), gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(3), {}
+
+    def step(self, action):
+        return np.ones(3), 1, action[0] > 0, False, {}
+
+
+@pytest.fixture
+def registered():
+    yield envs.register("blank", Blank, horizon=2)
+    del envs.TABLE["blank"]
+    TASKS.remove("blank")
+
+
+def test_a_registered_task_behaves_like_the_others(registered):
+    env = envs.make("blank")
+    assert env.reset(seed=1)[0].dtype == np.float32
+    assert [type(x) for x in env.step(np.array([-5.0, 0]))[1:4]] == [float, bool, bool]
+    obs, reward, terminated, truncated, info = env.step(np.array([-5.0, 0]))
+    assert (reward, terminated, truncated, info["success"]) == (1.0, False, True, False)               # the horizon truncates
+    env.reset()
+    assert env.step(np.array([5.0, 0]))[2:] == (True, False, {"success": True})
+    assert build(dict(task="blank")).task == "blank" and build(dict(task="blank", preset="quick")).hidden == 256
+    with pytest.raises(UserError, match="name the file of its data with --data"):
+        train_online.train(task="blank", data="auto")
+    with pytest.raises(UserError, match="Nor is it a file"):
+        train_online.train(task="blank", data="missing.npz")
+
+
+def test_what_cannot_be_a_task():
+    class Picture(Blank):
+        observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3))
+
+    class Buttons(Blank):
+        action_space = gymnasium.spaces.Discrete(3)
+
+    class Metres(Blank):
+        action_space = gymnasium.spaces.Box(-0.1, 0.1, (2,))
+    for kind, says in ((Picture, "flat vectors"), (Buttons, "flat vectors"), (Metres, "RescaleAction")):
+        with pytest.raises(UserError, match=says):
+            envs.register("other", kind, horizon=5)
+    assert "other" not in envs.TABLE

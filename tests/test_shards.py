@@ -1,0 +1,241 @@
+"""Sets in many files: the mapped arrays hold what reading the files gives, sampling is uniform over all of them, and little memory
+is used."""
+import functools
+import json
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import envs
+from config import UserError
+from conftest import ROOT
+from tools import files, shards
+
+CUBE = envs.task("cube-single-task2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_simulator():
+    """Made once: compiling it is most of these tests' time."""
+    env = envs.make(CUBE)
+    env.reset()
+    with mock.patch.object(envs, "make", lambda name: env), mock.patch.object(env, "close"):
+        yield
+
+
+def write(folder, lengths, first=0):
+    """One npz of OGBench's layout for each list of trajectory lengths; every number in it is another one."""
+    goal = envs.make(CUBE).unwrapped._data.mocap_pos[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for i, trajectories in enumerate(lengths, first):
+        rng, rows = np.random.default_rng(i), sum(trajectories)
+        qpos = rng.normal(size=(rows, 21)).astype("f4")
+        qpos[rng.random(rows) < 0.2, 14:17] = goal                             # some rows reach the goal
+        paths.append(folder / f"part-{i:03d}.npz")
+        np.savez(paths[-1], observations=rng.normal(size=(rows, 28)).astype("f4"), actions=rng.uniform(-1, 1, (rows, 5)).astype("f4"),
+                 terminals=np.isin(np.arange(rows), np.cumsum(trajectories) - 1), qpos=qpos)
+    return paths
+
+
+def records(paths):
+    return [dict(sha256=files.sha256(path)) for path in paths]
+
+
+def open_set(paths, folder):
+    return shards.load(paths, records(paths), folder, CUBE)
+
+
+def together(paths):
+    """All files in memory, one after the other."""
+    parts = [data.read(path, CUBE) for path in paths]
+    return {name: np.concatenate([part[name] for part in parts]) for name in data.FIELDS}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
+
+
+LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]
+
+
+@pytest.mark.parametrize("block", [files.BLOCK, 8, 3])
+def test_mapped_arrays_hold_what_the_files_hold(tmp_path, monkeypatch, block):
+    """To the bit, wherever the blocks end."""
+    monkeypatch.setattr(files, "blocks", functools.partial(files.blocks, rows=block))
+    paths = write(tmp_path / "set", LENGTHS)
+    dataset, counts = open_set(paths, tmp_path)
+    memory = together(paths)
+    assert counts["transitions"] == len(memory["rewards"]) == sum(sum(n) - len(n) for n in LENGTHS)
+    assert (counts["episodes"], counts["longest"]) == (9, 49)
+    assert {k: counts[k] for k in ("successes", "longest")} == {k: data.count(memory["terminals"], memory["masks"] == 0)[k] for k in ("successes", "longest")}
+    mapped, plain = shards.ShardBuffer(dataset, 0, 5, 0.9), data.ReplayBuffer(memory, 0, 5, 0.9)
+    starts = torch.arange(len(memory["rewards"]) - 4)
+    assert same(mapped.chunks(starts), plain.chunks(starts))
+    assert set(np.unique(memory["masks"])) == {0, 1}
+
+
+def test_one_file_gives_the_same_batches_as_memory(tmp_path):
+    paths = write(tmp_path / "set", LENGTHS[:1])
+    mapped, plain = shards.ShardBuffer(open_set(paths, tmp_path)[0], 9, 5, 0.9), data.ReplayBuffer(together(paths), 9, 5, 0.9)
+    for seed in range(20):
+        assert same(mapped.sample(64, torch.Generator().manual_seed(seed)), plain.sample(64, torch.Generator().manual_seed(seed)))
+
+
+def test_many_files_give_the_same_batches_as_memory(tmp_path):
+    """The mapped array against its copy in memory, and against plain rows for the starts that were drawn."""
+    paths = write(tmp_path / "set", LENGTHS)
+    dataset, _ = open_set(paths, tmp_path)
+    copied = dataset | {name: dataset[name].clone() for name in ("records", "ends", "lasts")} | {"map": None}
+    mapped, memory, plain = shards.ShardBuffer(dataset, 50, 5, 0.9), shards.ShardBuffer(copied, 50, 5, 0.9), data.ReplayBuffer(together(paths), 50, 5, 0.9)
+    for i in range(20):
+        for buffer in (mapped, memory, plain):
+            buffer.add(np.full(28, i), np.full(5, i), i, i == 3, i % 7 == 0, np.full(28, i + 1))
+        generators = [torch.Generator().manual_seed(i) for _ in range(3)]
+        batch = mapped.sample(64, generators[0])
+        assert same(batch, memory.sample(64, generators[1])) and same(batch, plain.chunks(mapped.starts(64, generators[2])))
+
+
+def test_starts_are_uniform_over_a_hundred_files_and_stay_inside_one(tmp_path):
+    lengths = [[int(n)] for n in np.random.default_rng(0).integers(3, 25, 100)]             # some are shorter than a chunk
+    dataset, counts = open_set(write(tmp_path / "set", lengths), tmp_path)
+    buffer = shards.ShardBuffer(dataset, 0, 5, 0.9)
+    ends = np.cumsum([n - 1 for n, in lengths])
+    possible = np.concatenate([np.arange(end - (n - 1), end - 4) for end, (n,) in zip(ends, lengths)])
+    drawn = np.concatenate([buffer.starts(5000, torch.Generator().manual_seed(i)).numpy() for i in range(20)])
+    values, often = np.unique(drawn, return_counts=True)
+    assert np.array_equal(values, possible) and counts["transitions"] == ends[-1]
+    expected = len(drawn) / len(possible)
+    assert ((often - expected) ** 2 / expected).sum() < len(possible) + 4 * np.sqrt(2 * len(possible))               # chi squared
+    assert buffer.chunks(torch.from_numpy(drawn))["valid"].all()
+
+
+def test_online_share(tmp_path):
+    """n / (mix_size + n), and uniform over everything where the data are fewer than mix_size."""
+    dataset, _ = open_set(write(tmp_path / "set", [[1001], [1001]]), tmp_path)
+    for mix_size, share in ((100, 50 / 150), (1_000_000, 50 / 2050)):
+        buffer = shards.ShardBuffer(dataset, 60, 5, 0.9, mix_size=mix_size)
+        for _ in range(4):
+            buffer.add(np.full(28, 9), np.zeros(5), 0.0, False, False, np.full(28, 9))
+        assert (buffer.starts(5000) < 2000).all()                                           # fewer than a chunk online
+        for _ in range(46):
+            buffer.add(np.full(28, 9), np.zeros(5), 0.0, False, False, np.full(28, 9))
+        starts = buffer.starts(200_000, torch.Generator().manual_seed(0))
+        assert (starts >= 2000).float().mean().item() == pytest.approx(share, rel=0.03)
+        assert starts.max() == 2050 - 5 and (buffer.chunks(starts[starts >= 2000])["observations"] == 9).all()
+        assert not ((starts > 995) & (starts < 1000)).any() and not ((starts > 1995) & (starts < 2000)).any()         # no seams
+
+
+def test_online_part_survives_saving(tmp_path):
+    dataset, _ = open_set(write(tmp_path / "set", LENGTHS), tmp_path)
+    one, two = (shards.ShardBuffer(dataset, 9, 5, 0.9) for _ in range(2))
+    for i in range(8):
+        one.add(np.full(28, i), np.full(5, i), -i, i == 2, i == 2, np.full(28, i + 1))
+    two.load_online(one.online_rows(0), one.cuts)
+    assert same(*(buffer.sample(99, torch.Generator().manual_seed(0)) for buffer in (one, two)))
+
+
+def test_making_arrays_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    paths, made = write(tmp_path / "set", LENGTHS), []
+    open_set(paths, tmp_path / "whole")
+    original = shards.append
+
+    def append(place, index, path, *rest):
+        made.append(path.name)
+        added = original(place, index, path, *rest)
+        if len(made) == 2:
+            raise KeyboardInterrupt                                            # the second file is written, but not in the index
+        return added
+    monkeypatch.setattr(shards, "append", append)
+    with pytest.raises(KeyboardInterrupt):
+        open_set(paths, tmp_path)
+    open_set(paths, tmp_path)
+    assert made == [paths[i].name for i in (0, 1, 1, 2)]
+    open_set(paths, tmp_path)                                                  # nothing is left to do
+    open_set(paths[:2], tmp_path)
+    assert len(made) == 4
+    for name in shards.TYPES:
+        assert (tmp_path / "maps/set" / name).read_bytes() == (tmp_path / "whole/maps/set" / name).read_bytes()
+    fewer = shards.ShardBuffer(open_set(paths[:2], tmp_path)[0], 0, 5, 0.9)
+    assert fewer.size == sum(sum(n) - len(n) for n in LENGTHS[:2]) and fewer.chunks(torch.tensor([fewer.size - 5]))["valid"].all()
+
+
+def test_a_changed_file_or_index_starts_over(tmp_path):
+    paths = write(tmp_path / "set", LENGTHS)
+    before, counts = open_set(paths, tmp_path)
+    write(tmp_path / "set", [[40]], first=1)
+    after, other = open_set(paths, tmp_path)
+    assert other["transitions"] == counts["transitions"] - 10 and other["sha256"] != counts["sha256"]
+    assert same(shards.ShardBuffer(after, 0, 5, 0.9).chunks(torch.arange(90)), data.ReplayBuffer(together(paths), 0, 5, 0.9).chunks(torch.arange(90)))
+    assert torch.isfinite(before["records"]).all()                             # who had the old arrays open still has them
+    place = tmp_path / "maps/set"
+    for content in ("{", "[]", json.dumps(dict(files=[{}], tasks=[], columns=[]))):
+        (place / "index.json").write_text(content)
+        assert open_set(paths, tmp_path)[1] == other
+    (place / "rows.f32").write_bytes(b"")
+    with pytest.raises(UserError, match="rows.f32 is too short.*delete that folder"):
+        open_set(paths, tmp_path)
+
+
+def test_a_broken_file_among_good_ones_is_named(tmp_path):
+    paths = write(tmp_path / "set", LENGTHS)
+    paths[1].write_bytes(paths[1].read_bytes()[:2000])
+    with pytest.raises(UserError, match="part-001.npz is no usable data"):
+        open_set(paths, tmp_path)
+
+
+def test_too_short_files(tmp_path):
+    with pytest.raises(UserError, match="chunk of 5"):
+        shards.ShardBuffer(open_set(write(tmp_path / "set", [[4], [4], [4]]), tmp_path)[0], 0, 5, 0.9)
+
+
+MEMORY = """
+import sys; sys.path.insert(0, {root!r})
+import torch, data, envs
+from pathlib import Path
+from tools import files, shards
+torch.set_num_threads(1)
+def anonymous():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+paths = sorted(Path({folder!r}).glob("*.npz"))
+task = envs.task("cube-single-task2")
+for _ in range(2):
+    envs.make(task).reset()                    # the simulator's own memory
+begin = anonymous()
+dataset, counts = shards.load(paths, [dict(sha256=str(i)) for i in range(len(paths))], Path({folder!r}).parent, task)
+made = anonymous()
+buffer, generator = shards.ShardBuffer(dataset, 0, 5, 0.99), torch.Generator().manual_seed(0)
+opened = anonymous()
+for _ in range({batches}):
+    buffer.sample(256, generator)
+print(counts["transitions"], made - begin, anonymous() - opened)
+"""
+
+
+def memory_use(tmp_path, count, rows, batches):
+    """(transitions, growth of anonymous memory while the arrays are made, and while they are sampled), in another process."""
+    write(tmp_path / "set", [[1001] * (rows // 1001)] * count)
+    script = MEMORY.format(root=str(ROOT), folder=str(tmp_path / "set"), batches=batches)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=600)
+    return [int(word) for word in result.stdout.split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    transitions, making, sampling = memory_use(tmp_path, 5, 30_030, 300)
+    one_file = 30_000 * (28 + 28 + 5 + 3) * 4                                   # in memory, by FIELDS
+    assert transitions == 5 * 30_000 and sampling < one_file, (sampling, one_file)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_with_twenty_files_of_100k_rows(tmp_path):
+    transitions, making, sampling = memory_use(tmp_path, 20, 100_100, 2000)
+    one_file = 100_000 * (28 + 28 + 5 + 3) * 4
+    print(f"\n{transitions:,} transitions: making {making / 1e6:.1f} MB, sampling {sampling / 1e6:.1f} MB, one file {one_file / 1e6:.1f} MB")
+    assert transitions == 2_000_000 and sampling < one_file and making < 200e6             # some blocks of 50,000 rows, not files
