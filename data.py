@@ -38,7 +38,7 @@ class ReplayBuffer:
     """|D| data transitions, numbered from 0, followed by up to `online_capacity` online ones in the order they happened;
     nothing is overwritten. (The released code keeps a ring of max(2M, |D|+1), which eats into large data sets.)
 
-    Lives on `device`; batches go to `batch_device`. UserError for a dataset shorter than one chunk or without an end.
+    Lives on `device`; batches go to `batch_device`. UserError for a dataset shorter than one chunk.
     """
 
     def __init__(self, dataset: dict, online_capacity: int, chunk: int, discount: float, device="cpu", batch_device=None):
@@ -47,9 +47,10 @@ class ReplayBuffer:
         self.batch_device = torch.device(batch_device or device)
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        if dataset["terminals"][-1] != 1:                  # what comes next online is another episode
-            raise UserError("the last row of the data must end an episode: terminals[-1] = 1")
         self.data = {name: torch.as_tensor(array).to(self.device, torch.float32) for name, array in dataset.items()}
+        if self.data["terminals"][-1] != 1:                # what comes next online is another episode, whatever the file says
+            self.data["terminals"] = self.data["terminals"].clone()
+            self.data["terminals"][-1] = 1
         width = {"observations": "observations", "next_observations": "observations", "actions": "actions"}
         self.online = {name: torch.zeros(online_capacity, *self.data[width.get(name, "rewards")].shape[1:], device=self.device)
                        for name in FIELDS}

@@ -79,14 +79,14 @@ class Collector:
         return {"first": self.first, "chunk": [torch.from_numpy(action) for action in self.chunk]}
 
     def back_to(self, state: dict) -> None:
-        t, stored = self.t, self.t.buffer.arrays
+        t, stored = self.t, self.t.buffer.online
         t.episode -= 1
         self.new_episode()
-        self.first = state["first"]
-        for row in range(self.first, t.buffer.size):
+        self.first, end = state["first"], t.buffer.size - t.buffer.offline_size
+        for row in range(self.first - t.buffer.offline_size, end):
             self.obs = self.env.reset_wait()[0][0] if self.obs is None else self.obs
             self.obs = self.env.step(stored["actions"][row : row + 1].cpu().numpy())[0][0]
-        if self.obs is not None and not np.array_equal(self.obs, stored["next_observations"][t.buffer.size - 1].cpu().numpy()):
+        if self.obs is not None and not np.array_equal(self.obs, stored["next_observations"][end - 1].cpu().numpy()):
             print("the simulator does not come back to where it was (another version, another CPU?): a new episode begins")
             t.buffer.end_episode()
             self.new_episode()

@@ -58,7 +58,7 @@ def test_a_registered_task_behaves_like_the_others(registered):
     assert (reward, terminated, truncated, info["success"]) == (1.0, False, True, False)               # the horizon truncates
     env.reset()
     assert env.step(np.array([5.0, 0]))[2:] == (True, False, {"success": True})
-    assert build(dict(task="blank")).task == "blank" and build(dict(task="blank", preset="quick")).hidden == 256
+    assert build(dict(task="blank")).task == "blank" and build(dict(task="blank", preset="quick")).hidden == 128
     with pytest.raises(UserError, match="name the file of its data with --data"):
         train_online.train(task="blank", data="auto")
     with pytest.raises(UserError, match="Nor is it a file"):
