@@ -54,7 +54,7 @@ class DFP:
             self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)
         self.actor_old = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=config.lr)
+        self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=config.lr, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
         # Offline there is no L_topK (Sec. 5.1), but for the pure offline-RL setting of Table 8, which has it throughout.
         self.improving = config.topk_offline
@@ -116,10 +116,10 @@ class DFP:
         bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
         info = {f"bc_{name}": value for name, value in info.items()}
-        info |= {"bc_loss": bc_loss.mean(),
-                 # What the loss value cannot show (it is constant by construction): do samples differ, are they close?
-                 "bc_error": (generated - data).abs().mean(),
-                 "spread": generated.std(dim=1).mean() if c.num_generated > 1 else torch.zeros_like(loss)}
+        # What the loss value cannot show (it is constant by construction): do samples differ, are they close?
+        with torch.no_grad():
+            info |= {"bc_loss": bc_loss.mean(), "bc_error": (generated - data).abs().mean(),
+                     "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
 
         if self.improving:
             positives = self.positives(obs, noise["candidates"])                                    # [B, K, D]
