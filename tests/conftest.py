@@ -27,3 +27,13 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs --slow"))
+
+
+@pytest.fixture(scope="session")
+def generated(tmp_path_factory):
+    """Small generated sets, made once for all files: {task: path}."""
+    import envs
+    from tools import demos
+    folder = tmp_path_factory.mktemp("data")
+    return {"lift": demos.generate(envs.task("lift"), 3, folder / "generated", workers=2)[0],
+            "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)[0]}

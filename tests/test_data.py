@@ -12,14 +12,6 @@ from config import UserError, build
 from tools import demos
 
 
-@pytest.fixture(scope="session")
-def generated(tmp_path_factory):
-    """Small generated sets, made once: {task: path}."""
-    folder = tmp_path_factory.mktemp("data")
-    return {"lift": demos.generate(envs.task("lift"), 3, folder / "generated", workers=2)[0],
-            "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)[0]}
-
-
 # ------------------------------------------------------------------------------------------------------------ Robomimic
 def test_robomimic_file_is_read_by_robomimic_itself(generated):
     import robomimic.utils.obs_utils as obs_utils

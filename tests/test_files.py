@@ -14,7 +14,6 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from test_data import generated  # noqa: F401  (the session's small data sets)
 from tools import files
 
 LIFT, CUBE, SCENE = (envs.task(name) for name in ("lift", "cube-single-task2", "scene-task2"))
@@ -119,7 +118,7 @@ OGBENCH = {          # what is wrong: (change to the arrays, what the line says)
 
 
 @pytest.mark.parametrize("kind", ROBOMIMIC)
-def test_wrong_content_of_hdf5(generated, tmp_path, checker, kind):  # noqa: F811
+def test_wrong_content_of_hdf5(generated, tmp_path, checker, kind):
     edit, line = ROBOMIMIC[kind]
     path = tmp_path / "x.hdf5"
     shutil.copy(generated["lift"], path)
@@ -152,7 +151,7 @@ def test_right_content_of_npz(tmp_path, checker):
         data.read(tmp_path / "x.npz", CUBE)
 
 
-def test_another_task_s_file(generated, checker):  # noqa: F811
+def test_another_task_s_file(generated, checker):
     assert "demo_0/obs have shape" in says(checker, generated["lift"], envs.task("can"))
     assert "observations have shape" in says(checker, generated["cube-single-task2"], envs.task("cube-double-task2"))
     assert "OSError" in says(checker, generated["cube-single-task2"], LIFT)
@@ -181,7 +180,7 @@ def test_data_of_one_s_own(tmp_path, checker, change, line):
 
 
 # ---------------------------------------------------------------------------------------------------------- broken containers
-def test_truncated_and_garbage(generated, tmp_path, checker):  # noqa: F811
+def test_truncated_and_garbage(generated, tmp_path, checker):
     for key, task in (("lift", LIFT), ("cube-single-task2", CUBE)):
         whole = generated[key].read_bytes()
         for content in (b"", b"\x00" * 5000, whole[:100], whole[: len(whole) // 2], whole[:-10]):
@@ -331,7 +330,7 @@ def usable(dataset, task) -> bool:
             and set(np.unique(dataset["terminals"])) | set(np.unique(dataset["masks"])) <= {0, 1})
 
 
-def fuzz(count, generated, tmp_path, monkeypatch):  # noqa: F811
+def fuzz(count, generated, tmp_path, monkeypatch):
     """`count` mutants of both formats, alternately random damage and a valid container with wrong content. Each carries a fresh
     record, so nothing but the readers stands between it and a run."""
     sources = {"lift": (generated["lift"], LIFT), "cube": (tmp_path / "cube.npz", CUBE)}
@@ -379,10 +378,10 @@ def fuzz(count, generated, tmp_path, monkeypatch):  # noqa: F811
     env.close()
 
 
-def test_fuzz(generated, tmp_path, monkeypatch):  # noqa: F811
+def test_fuzz(generated, tmp_path, monkeypatch):
     fuzz(240, generated, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_fuzz_long(generated, tmp_path, monkeypatch):  # noqa: F811
+def test_fuzz_long(generated, tmp_path, monkeypatch):
     fuzz(2400, generated, tmp_path, monkeypatch)

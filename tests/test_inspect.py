@@ -9,13 +9,12 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from test_data import generated  # noqa: F401  (the session's small data sets)
 from tools import demos, inspect_data, operators
 
 LIFT, CUBE = envs.task("lift"), envs.task("cube-single-task2")
 
 
-def test_demonstrations_replay_and_another_gain_is_named(generated):  # noqa: F811
+def test_demonstrations_replay_and_another_gain_is_named(generated):
     fits, text = inspect_data.replay_robomimic(LIFT, generated["lift"], 3)
     assert fits and "3 of 3 demonstrations succeed (100%)" in text and "differs" not in text
     assert float(text.split("differ by ")[1].split()[0]) < 1e-3
@@ -25,7 +24,7 @@ def test_demonstrations_replay_and_another_gain_is_named(generated):  # noqa: F8
     assert not fits and "differs    controller_configs.body_parts.right.kp: 150 in the file, 30 here" in text
 
 
-def test_another_version_is_named(generated, tmp_path, monkeypatch):  # noqa: F811
+def test_another_version_is_named(generated, tmp_path, monkeypatch):
     monkeypatch.setattr(envs.import_robosuite(), "__version__", "1.4.1")
     _, text = inspect_data.replay_robomimic(LIFT, generated["lift"], 1)
     assert "differs    robosuite: 1.5.1 in the file, 1.4.1 here" in text
@@ -36,7 +35,7 @@ def test_another_version_is_named(generated, tmp_path, monkeypatch):  # noqa: F8
         inspect_data.replay_robomimic(LIFT, tmp_path / "x.hdf5", 1)
 
 
-def test_recorded_states_of_ogbench_are_observed_again(generated, tmp_path):  # noqa: F811
+def test_recorded_states_of_ogbench_are_observed_again(generated, tmp_path):
     fits, text = inspect_data.replay_ogbench(CUBE, generated["cube-single-task2"], 1)
     assert fits and "50 states: 100% of the recomputed observations agree" in text
     with np.load(generated["cube-single-task2"]) as file:
@@ -47,7 +46,7 @@ def test_recorded_states_of_ogbench_are_observed_again(generated, tmp_path):  # 
         assert not fits or name == "actions" and "differ by 0.0" not in text.split("\n")[1], text
 
 
-def test_words_and_picture(generated, tmp_path, capsys):  # noqa: F811
+def test_words_and_picture(generated, tmp_path, capsys):
     for task, size in (("lift", 3), ("cube-single-task2", 1400)):
         folder = generated[task].parent.parent
         config = build(dict(task=task, data="generated", data_size=size, data_dir=str(folder), goal_share=0.3))
@@ -58,7 +57,7 @@ def test_words_and_picture(generated, tmp_path, capsys):  # noqa: F811
     assert (tmp_path / "data-lift.png").stat().st_size > 5000 and (tmp_path / "data-cube-single-task2.png").exists()
 
 
-def test_check_notices_what_size_and_time_do_not_show(generated, tmp_path, monkeypatch):  # noqa: F811
+def test_check_notices_what_size_and_time_do_not_show(generated, tmp_path, monkeypatch):
     import os
     path = tmp_path / "generated" / generated["lift"].name
     path.parent.mkdir()

@@ -21,7 +21,6 @@ import config
 import run
 from config import UserError, build
 from conftest import ROOT
-from test_data import generated  # noqa: F401  (the session's small data sets)
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
          "--online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 --log-every 5 --workers 1 --threads 1 --precision fp32")
@@ -55,7 +54,7 @@ def rows(folder, name, without=("seconds",)):
 
 
 @pytest.fixture(scope="session")
-def home(generated):  # noqa: F811
+def home(generated):
     return generated["cube-single-task2"].parent.parent
 
 
@@ -287,7 +286,7 @@ def test_every_task_runs(task, tmp_path):
     assert len(rows(next(tmp_path.glob("runs/*/*/*/*/seed0")), "eval.csv")) == 3
 
 
-def test_a_set_in_many_files_trains(generated, tmp_path, monkeypatch):  # noqa: F811
+def test_a_set_in_many_files_trains(generated, tmp_path, monkeypatch):
     """cube-quadruple's way of coming, with cube-single's data: official files in another project's folder, as many as asked for."""
     from tools import fetch
     names = [f"set/part-{i}.npz" for i in range(3)]
