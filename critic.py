@@ -66,3 +66,8 @@ def move_towards(average: nn.Module, source: nn.Module, rate: float) -> None:
     """average <- rate * source + (1 - rate) * average, for the target critic (5e-3) and for pi_old (1e-4)."""
     for a, s in zip(average.parameters(), source.parameters()):
         a.lerp_(s, rate)
+
+
+if __name__ == "__main__":            # draws this file's pictures into figures/
+    from tools import figures
+    figures.critic()

@@ -153,3 +153,8 @@ def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
     """
     repel, attract = affinity[..., :num_negatives], affinity[..., num_negatives:]
     return torch.cat([-repel * attract.sum(-1, keepdim=True), attract * repel.sum(-1, keepdim=True)], dim=-1)
+
+
+if __name__ == "__main__":            # draws this file's pictures into figures/
+    from tools import figures
+    figures.drift()

@@ -58,3 +58,8 @@ def sample(actor: Actor, obs: Tensor, noise: Tensor) -> Tensor:
     """
     obs = obs[:, None].expand(-1, noise.shape[1], -1)                                               # [B, n, O]
     return actor(obs, noise).clamp(-1, 1)
+
+
+if __name__ == "__main__":            # draws this file's pictures into figures/
+    from tools import figures
+    figures.policy()

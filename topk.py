@@ -31,3 +31,8 @@ def top_k_actions(candidates: Tensor, scores: Tensor, k: int) -> Tensor:
 def best_action(candidates: Tensor, scores: Tensor) -> Tensor:
     """The best of N' samples: candidates [B, N', D], scores [B, N'] -> [B, D]."""
     return top_k_actions(candidates, scores, 1)[:, 0]
+
+
+if __name__ == "__main__":            # draws this file's pictures into figures/
+    from tools import figures
+    figures.topk()

@@ -1,45 +1,19 @@
 """The pictures of flow.py and meanflow.py, from the networks and losses that train policies, on toy targets, in seconds."""
 from functools import partial
-from pathlib import Path
 
-import matplotlib
 import torch
 
 from baselines.flow import FlowActor, euler, flow_loss
 from baselines.meanflow import MeanFlowActor, mean_flow, two_times
 from drift import drift_loss
 from policy import Actor
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-
-FOLDER = Path(__file__).resolve().parent.parent / "figures"
-GREY, BLUE, ORANGE = "0.75", "#1f77b4", "#ff7f0e"
-
-
-def train(network, loss, steps=1200):
-    adam = torch.optim.Adam(network.parameters(), 2e-3)
-    decay = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, steps)
-    for _ in range(steps):
-        adam.zero_grad()
-        loss().backward()
-        adam.step()
-        decay.step()
-
-
-def save(figure, name):
-    FOLDER.mkdir(exist_ok=True)
-    figure.savefig(FOLDER / name, dpi=100)
-    plt.close(figure)
-    print(FOLDER / name)
-
+from tools.figures import BLUE, GREY, ORANGE, plt, save, state, train
 
 def flow() -> None:
     """figures/flow.png: noise carried to four modes in 1, 2, 5 and 10 Euler steps, and by one pass of a drift policy."""
     torch.manual_seed(0)
     modes = 0.7 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
     data = lambda n: modes[torch.randint(4, (n,))] + 0.05 * torch.randn(n, 2)
-    state = lambda n: torch.zeros(n, 0)                                          # one state, nothing to observe
 
     many = FlowActor(0, 2, (128,) * 3, steps=10)
     train(many, lambda: flow_loss(partial(many.velocity, state(256)), data(256), torch.randn(256, 2), torch.rand(256, 1)))
@@ -72,7 +46,7 @@ def meanflow() -> None:
     torch.manual_seed(0)
     data = lambda n: 0.7 * (2.0 * torch.randint(2, (n, 1)) - 1) + 0.05 * torch.randn(n, 1)
     actor = MeanFlowActor(0, 1, (128,) * 3)
-    u = lambda z, r, t: actor.velocity(torch.zeros(len(z), 0), z, r, t)
+    u = lambda z, r, t: actor.velocity(state(len(z)), z, r, t)
 
     def loss():
         mf, ivc = mean_flow(u, data(256), torch.randn(256, 1), *two_times(torch.randn(256, 2), -0.4, 1.0))

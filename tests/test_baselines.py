@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from baselines import pictures
 from baselines.flow import BFN, FQL, euler, flow_loss
 from baselines.meanflow import MVP, MeanFlowActor, mean_flow, total_derivative, two_times
 from config import METHODS, TOPK, build
@@ -275,16 +274,6 @@ def test_classes():
     expected = {"bfn": BFN, "qc-bfn": BFN, "fql": FQL, "qc-fql": FQL, "mvp": MVP, "dfp": DFP, "dfp-no-topk": DFP}
     assert all(type(make(method)) is kind for method, kind in expected.items())
     assert [make(m).chunk for m in METHODS] == [1, 5, 1, 5, 5, 5, 5, 5]
-
-
-def test_pictures(tmp_path, monkeypatch):
-    """Both are drawn, with networks that have hardly been trained."""
-    monkeypatch.setattr(pictures, "FOLDER", tmp_path / "figures")
-    train = pictures.train
-    monkeypatch.setattr(pictures, "train", lambda network, loss, steps=0: train(network, loss, 2))
-    pictures.flow()
-    pictures.meanflow()
-    assert all((tmp_path / "figures" / name).stat().st_size > 10_000 for name in ("flow.png", "meanflow.png"))
 
 
 @pytest.mark.slow
