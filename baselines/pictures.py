@@ -9,6 +9,7 @@ from drift import drift_loss
 from policy import Actor
 from tools.figures import BLUE, GREY, ORANGE, plt, save, state, train
 
+
 def flow() -> None:
     """figures/flow.png: noise carried to four modes in 1, 2, 5 and 10 Euler steps, and by one pass of a drift policy."""
     torch.manual_seed(0)

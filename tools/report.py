@@ -86,13 +86,12 @@ def curves(rows, path: Path) -> None:
 
 def main() -> None:
     parser = config.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some; or one runs.csv written before")
+    parser.add_argument("folders", nargs="+", help="run folders, or folders that hold some; and runs.csv files written before")
     parser.add_argument("--out", default="results", help="folder to write to")
     args = parser.parse_args()
-    if args.folders[0].endswith(".csv"):
-        rows = [row | {"offline_steps": int(row["offline_steps"])} for row in run.read_rows(Path(args.folders[0]))]
-    else:
-        rows = collect(args.folders)
+    rows = collect(f for f in args.folders if not f.endswith(".csv"))
+    for path in (f for f in args.folders if f.endswith(".csv")):
+        rows += [row | {"offline_steps": int(row["offline_steps"])} for row in run.read_rows(Path(path))]
     if not rows:
         raise UserError(f"no evaluated runs in {' '.join(args.folders)}")
     out = Path(args.out)
