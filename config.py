@@ -191,6 +191,7 @@ QUICK_TASK = {
     # As many demonstrations as the official sets hold, or nearly: with 100 the critic overfits, and the best of N' by such a
     # critic is worse than the raw policy.
     "lift": dict(data_size=300),
+    # Long enough for the minute that compiling takes to pay; square's episodes are long, so it is evaluated half as often.
     "can": dict(data_size=200, compile=True, offline_steps=20_000, online_steps=24_000),
     "square": dict(data_size=200, compile=True, offline_steps=24_000, online_steps=32_000, eval_every=8_000),
     # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its name.

@@ -32,7 +32,7 @@ from config import OneLineParser
 BODY = {"lift": "cube", "can": "Can", "square": "SquareNut"}      # the object's name in robosuite's observations
 # Scales all speeds, so that successes are about as long as the multi-human ones: 104, 209 and 269 steps.
 PACE = {"lift": 0.78, "can": 1.32, "square": 0.88}
-SLOWEST = 0.12
+SLOWEST = 0.12            # command on the way to object or goal, of at most 1
 FINGERS_OPEN, FINGERS_SHUT = 0.06, 0.02   # metres between the fingers: at most 0.08; cube, can, handle .04, .05, .03
 
 
