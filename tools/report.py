@@ -203,13 +203,13 @@ def lines(found) -> list[dict]:
             values = [100 * s[step]["success"] for s in whole]
             low, high = interval(values) or ("", "")
             rows.append(key._asdict() | dict(source="here", seeds=len(values), step=step, share=share(step, key.offline, key.online),
-                                             mean=np.mean(values), low=low, high=high))
+                                             mean=np.mean(values), low=low, high=high, each=" ".join(f"{v:g}" for v in values)))
     shown = {(row["task"], row["method"].upper()) for row in rows}
     for row in run.read_rows(PAPER / "curves.csv"):
         if (row["task"], row["method"]) in shown:
             rows.append(dict(task=row["task"], method=row["method"].lower(), data="official", setting="paper", offline=10**6, online=10**6,
                              source="Koo et al. 2026, Figure 1", seeds=5, step=int(row["step"]), share=int(row["step"]) / 1e6,
-                             mean=float(row["success_percent"]), low="", high=""))
+                             mean=float(row["success_percent"]), low="", high="", each=""))
     return rows
 
 
@@ -231,7 +231,7 @@ def curves(points, path: Path) -> None:
     panels = list(dict.fromkeys(map(condition, ours)))
     columns = min(4, len(panels))
     figure, grid = plt.subplots(-(-len(panels) // columns), columns, squeeze=False, sharey=True, layout="constrained",
-                                figsize=(max(3.6 * columns, 5.4), 3.2 * -(-len(panels) // columns)))
+                                figsize=(max(3.6 * columns, 5.4), 3.6 * -(-len(panels) // columns)))
     for axes, (task, data, setting, offline, online) in zip(grid.flat, panels):
         here = [p for p in ours if condition(p) == (task, data, setting, offline, online)]
         comparable = not setting.startswith("offline-rl")        # Figure 1 has no pure offline RL
@@ -240,8 +240,10 @@ def curves(points, path: Path) -> None:
             mine = [p for p in here if p["method"] == method]
             x, mean = [p["share"] for p in mine], [p["mean"] for p in mine]
             axes.plot(x, mean, "o-", color=color, ms=3, label=f"{method}, {mine[0]['seeds']} seed{'s' * (mine[0]['seeds'] > 1)}")
-            if mine[0]["low"] != "":
-                axes.fill_between(x, [p["low"] for p in mine], [p["high"] for p in mine], color=color, alpha=0.15, lw=0)
+            if mine[0]["seeds"] > 2:
+                axes.fill_between(x, [p["low"] for p in mine], [p["high"] for p in mine], color=color, alpha=0.12, lw=0)
+            if mine[0]["seeds"] == 2:                            # their interval would hide the panel; curves.csv has it
+                axes.plot(x, [[float(v) for v in p["each"].split()] for p in mine], color=color, lw=0.6, alpha=0.5)
             paper = [p for p in points if p["source"] != "here" and (p["task"], p["method"]) == (task, method) and comparable]
             axes.plot([p["share"] for p in paper], [p["mean"] for p in paper], "--", color=color, lw=1, alpha=0.6)
         axes.axvspan(0, 1, color="0.92", lw=0, zorder=0)
@@ -249,12 +251,12 @@ def curves(points, path: Path) -> None:
         axes.set_xticks((0, 1, 2) if online else (0, 1), ["0", short(offline) + paper_ticks[0], short(offline + online) + paper_ticks[1]][: 3 if online else 2])
         axes.set_title(f"{task}\n{setting}, {data} data, {short(offline)} + {short(online)}", fontsize=8)
         axes.set(ylim=(-3, 103), xlim=(0, 2 if online else 1))
-        axes.legend(fontsize=6, loc="upper left")
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
         axes.grid(alpha=0.3)
     for axes in list(grid.flat)[len(panels):]:
         axes.remove()
     grid[0][0].set_ylabel("success %")
-    figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here, band: 95 % over seeds.\n"
+    figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here; band: 95 % over seeds; thin: each of two seeds.\n"
                      "Dashed: the paper's, official data, 1M + 1M steps", fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)

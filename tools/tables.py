@@ -171,7 +171,7 @@ def pivot(table: int, block: list[dict], theirs: dict) -> list[str]:
     columns = [c for c in [*config.TASKS, *SUITES] if c in own or (table != 1 or not own) and c in {column for _, column in known}]
     names = list(dict.fromkeys([row for row, _ in known] + [row for row, _ in mine]))
     order = list(config.METHODS)
-    names.sort(key=(lambda n: float(n)) if table in KNOBS else lambda n: order.index(n.split(",")[0]))
+    names.sort(key=float if table in KNOBS else lambda n: order.index(n.split(",")[0]))
     lines = [f"| {('λ' if table == 3 else 'K') if table in KNOBS else 'method'} | | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     for name in names:
         here = [ours(mine[name, c]) if (name, c) in mine else "–" for c in columns]
@@ -209,23 +209,25 @@ def markdown(rows, aggregates, left) -> str:
 
 # ----------------------------------------------------------------------------------------------------------- picture
 def picture(rows, aggregates, path) -> None:
-    """A panel for each block of each table and each aggregate: filled dots are ours (bars: std, or the 95 % interval), open ones the paper's."""
+    """A panel for each block of each table and each aggregate: filled dots are ours (bars: std, or the 95 % interval), open ones the
+    paper's; the small tables show those too that nothing of ours stands beside."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    theirs = paper()
     panels = list(dict.fromkeys((row["table"], row["block"]) for row in rows)) + list(dict.fromkeys((r["block"], r["tasks"]) for r in aggregates))
     figure, grid = plt.subplots(max(1, len(panels)), 1, squeeze=False, figsize=(7.5, 3 * max(1, len(panels))), layout="constrained")
     for axes, (a, b) in zip(grid[:, 0], panels):
         if a in TITLES:
             dots = [(r["row"], r["column"], *((r["offline_mean"], r["offline_std"]) if a == 7 else (r["online_mean"], r["online_std"])), r["paper"])
                     for r in rows if (r["table"], r["block"]) == (a, b)]
-            dots = [(x, c, mean, std or 0, std or 0, paper_) for x, c, mean, std, paper_ in dots]
+            dots = [(x, c, mean, std or 0, std or 0, known) for x, c, mean, std, known in dots]
+            dots += [(x, c, None, 0, 0, known[1]) for (t, x, c), known in theirs.items() if t == a != 1 and (x, c) not in [d[:2] for d in dots]]
         else:
             dots = [(r["method"], "IQM", r["iqm"], *((r["iqm"] - r["iqm_low"], r["iqm_high"] - r["iqm"]) if r["seeds"] > 1 else (0, 0)), None)
                     for r in aggregates if (r["block"], r["tasks"]) == (a, b)]
         names, columns = list(dict.fromkeys(d[0] for d in dots)), list(dict.fromkeys(d[1] for d in dots))
-        if a in KNOBS:
-            names.sort(key=float)
+        names.sort(key=float if a in KNOBS else lambda n: list(config.METHODS).index(n.split(",")[0]))
         for i, column in enumerate(columns):
             place = lambda x: names.index(x) + 0.6 * ((i + 0.5) / len(columns) - 0.5)                           # noqa: E731, B023
             for x, _, mean, down, up, known in (d for d in dots if d[1] == column):
@@ -233,11 +235,11 @@ def picture(rows, aggregates, path) -> None:
                     axes.errorbar(place(x), mean, [[down], [up]], fmt="o", ms=4, lw=1, capsize=2, color=f"C{i % 10}")
                 if known is not None:
                     axes.plot(place(x), known, "D", ms=4, mfc="none", color=f"C{i % 10}", alpha=0.7)
-            axes.plot([], [], "o", ms=4, color=f"C{i % 10}", label=column)
+            axes.plot([], [], "s", ms=4, color=f"C{i % 10}", label=column)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_title(f"Table {a}: {TITLES[a]} ({b})" if a in TITLES else f"Over {b.replace(' ', ', ')} ({a})", fontsize=8)
         axes.set(ylim=(-3, 103), xlim=(-0.5, len(names) - 0.5), ylabel="success %")
-        axes.legend(fontsize=6, loc="lower left")
+        axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         axes.grid(axis="y", alpha=0.3)
     figure.supxlabel("filled: here; open: the paper's, official data, 1M + 1M steps (another budget is another experiment)", fontsize=7)
     figure.savefig(path, dpi=110)
