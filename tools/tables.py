@@ -1,6 +1,6 @@
 """The layouts of the paper's Tables 1, 2, 3, 4 and 7 filled from runs, the paper's numbers below ours, and an aggregate over tasks.
 
-Everything is a list of cells, and a cell is a group of runs that agree in all but the seed (report.Key), so that no number mixes two
+Everything is a list of cells, and a cell is a group of runs that agree in all but the seed (results.Key), so that no number mixes two
 data sets, budgets or settings. Tables differ in which groups they take and what names their rows:
 
     1  methods                        2  with and without L_topK       (columns are tasks,
@@ -18,7 +18,7 @@ import numpy as np
 
 import config
 import run
-from tools import report
+from tools import results
 
 SUITES = {"robomimic": config.ROBOMIMIC} | {
     name: tuple(t for t in config.OGBENCH if t.startswith(name)) for name in ("cube-double", "cube-triple", "cube-quadruple")}
@@ -33,12 +33,12 @@ COLUMNS = ("table", "block", "row", "column", "data", "setting", "offline_steps"
 # ------------------------------------------------------------------------------------------------------------- cells
 def paper() -> dict:
     """{(table, row, column): (offline or None, success, std or None)} in the paper's order, from results/paper/."""
-    ends = {(r["method"].lower(), r["task"]): float(r["success_percent"]) for r in run.read_rows(report.PAPER / "curves.csv")
+    ends = {(r["method"].lower(), r["task"]): float(r["success_percent"]) for r in run.read_rows(results.PAPER / "curves.csv")
             if r["step"] == "1000000"}
     number = lambda text: float(text) if text else None                                                         # noqa: E731
     return {(int(r["table"]), r["row"], r["column"]): (ends.get((r["row"], r["column"])) if r["table"] == "1" else None,
                                                        number(r["mean"]), number(r["std"]))
-            for r in run.read_rows(report.PAPER / "tables.csv")}
+            for r in run.read_rows(results.PAPER / "tables.csv")}
 
 
 def split(setting: str, knob: str) -> tuple[str, str | None]:
@@ -53,7 +53,7 @@ def cells(found) -> list[dict]:
     made = []
 
     def add(table, row, key, seeds, block=None):
-        offline, online = report.stages(key, seeds)
+        offline, online = results.stages(key, seeds)
         if offline or online:
             made.append(dict(table=table, block=block or key.block, row=row, column=key.task, key=key, offline=offline, online=online))
 
@@ -72,8 +72,8 @@ def cells(found) -> list[dict]:
             base, value = split(key.setting, knob)
             usual = key._replace(setting=base)
             if key.method == "dfp" and (table, usual) in changed:
-                c = report.preset(key.task, key.method, base.split(",")[0])
-                add(table, value or report.plain(c)[knob], key, seeds, usual.block)
+                c = results.preset(key.task, key.method, base.split(",")[0])
+                add(table, value or results.plain(c)[knob], key, seeds, usual.block)
     return sorted(made, key=lambda cell: cell["table"])          # stable: tasks and methods stay in order
 
 
@@ -153,7 +153,7 @@ def ours(row) -> str:
     stages = [plus_minus(row[f"{s}_mean"], row[f"{s}_std"]) for s in ("offline", "online")]
     counts = list(dict.fromkeys(n for n in (row["offline_seeds"], row["online_seeds"]) if n))      # two where a seed is not done yet
     text = stages[0] if row["table"] == 7 else stages[1] if row["column"] in SUITES else " → ".join(stages)
-    budget = "" if row["column"] in SUITES else f"{report.short(row['offline_steps'])} + {report.short(row['online_steps'])}, "
+    budget = "" if row["column"] in SUITES else f"{results.short(row['offline_steps'])} + {results.short(row['online_steps'])}, "
     return f"{text}<br>{row['data']}, {budget}{' → '.join(map(str, counts))} seed{'s' * (counts != [1])}"
 
 
@@ -198,7 +198,7 @@ def markdown(rows, aggregates, left) -> str:
         text += ["No method has finished two tasks of one block yet.", ""]
     show = lambda r, n: f"{r[n]:.1f}" + (f" [{r[n + '_low']:.1f}, {r[n + '_high']:.1f}]" if r[n + "_low"] != "" else "")    # noqa: E731
     for block, tasks in dict.fromkeys((r["block"], r["tasks"]) for r in aggregates):
-        budgets = {row["column"]: f"{row['column']} ({report.short(row['offline_steps'])} + {report.short(row['online_steps'])})"
+        budgets = {row["column"]: f"{row['column']} ({results.short(row['offline_steps'])} + {results.short(row['online_steps'])})"
                    for row in rows if (row["table"], row["block"]) == (1, block) and row["column"] in tasks.split()}
         text += [f"{block}: {', '.join(budgets[t] for t in tasks.split())}", "", "| method | seeds | IQM | mean | the paper's mean |", "|---|---|---|---|---|"]
         text += [f"| {r['method']} | {r['seeds']} | {show(r, 'iqm')} | {show(r, 'mean')} | {r['paper_mean'] and format(r['paper_mean'], '.1f') or '–'} |"
@@ -222,8 +222,11 @@ def picture(rows, aggregates, path) -> None:
             dots = [(r["row"], r["column"], *((r["offline_mean"], r["offline_std"]) if a == 7 else (r["online_mean"], r["online_std"])), r["paper"])
                     for r in rows if (r["table"], r["block"]) == (a, b)]
             dots = [(x, c, mean, std or 0, std or 0, known) for x, c, mean, std, known in dots]
+            budgets = {r["column"]: f", {results.short(r['offline_steps'])} + {results.short(r['online_steps'])}" for r in rows
+                       if (r["table"], r["block"]) == (a, b) and r["column"] not in SUITES}
             dots += [(x, c, None, 0, 0, known[1]) for (t, x, c), known in theirs.items() if t == a != 1 and (x, c) not in [d[:2] for d in dots]]
         else:
+            budgets = {}
             dots = [(r["method"], "IQM", r["iqm"], *((r["iqm"] - r["iqm_low"], r["iqm_high"] - r["iqm"]) if r["seeds"] > 1 else (0, 0)), None)
                     for r in aggregates if (r["block"], r["tasks"]) == (a, b)]
         names, columns = list(dict.fromkeys(d[0] for d in dots)), list(dict.fromkeys(d[1] for d in dots))
@@ -235,7 +238,7 @@ def picture(rows, aggregates, path) -> None:
                     axes.errorbar(place(x), mean, [[down], [up]], fmt="o", ms=4, lw=1, capsize=2, color=f"C{i % 10}")
                 if known is not None:
                     axes.plot(place(x), known, "D", ms=4, mfc="none", color=f"C{i % 10}", alpha=0.7)
-            axes.plot([], [], "s", ms=4, color=f"C{i % 10}", label=column)
+            axes.plot([], [], "s", ms=4, color=f"C{i % 10}", label=column + budgets.get(column, ""))
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_title(f"Table {a}: {TITLES[a]} ({b})" if a in TITLES else f"Over {b.replace(' ', ', ')} ({a})", fontsize=8)
         axes.set(ylim=(-3, 103), xlim=(-0.5, len(names) - 0.5), ylabel="success %")
@@ -249,7 +252,7 @@ def picture(rows, aggregates, path) -> None:
 def write(found, left, out) -> None:
     rows, aggregates = filled(found), aggregate(found)
     (out / "report.md").write_text(markdown(rows, aggregates, left))
-    report.write_csv(out / "tables.csv", rows, COLUMNS)
-    report.write_csv(out / "aggregate.csv", aggregates, ("block", "tasks", "method", "seeds", "iqm", "iqm_low", "iqm_high", "mean", "mean_low",
+    results.write_csv(out / "tables.csv", rows, COLUMNS)
+    results.write_csv(out / "aggregate.csv", aggregates, ("block", "tasks", "method", "seeds", "iqm", "iqm_low", "iqm_high", "mean", "mean_low",
                                                          "mean_high", "paper_mean"))
     picture(rows, aggregates, out / "tables.png")
