@@ -32,7 +32,7 @@ def make(folder, task="lift", method="dfp", seed=0, ends=(0.5, 0.9), preset="qui
         writer.writerows((step, "offline" if step <= c.offline_steps else "online", success, 50, 100.0, -100.0, 1.5 + step)
                          for step, success in steps.items() if until is None or step <= until)
     if raw is not None:
-        text = "".join(f"{c.offline_steps + c.online_steps},online,{value},50,1,1,1\n" for value in raw)
+        text = "".join(f"{c.offline_steps + c.online_steps},online,{value},50,1,1,{n}\n" for value, n in [*((v, 1) for v in raw), (0.3, 2)])
         (out / "evaluate.csv").write_text("step,stage,success,episodes,length,return,best_of\n" + text)
     return out
 
@@ -105,7 +105,7 @@ def test_another_presets_budget_is_another_block(tmp_path):
 
 def test_runs_that_stopped_early_do_not_pass_for_finished(tmp_path):
     make(tmp_path, seed=0, ends=(0.4, 0.8))
-    make(tmp_path, seed=1, ends=(0.6, 0.0), until=16_000)                                # evaluated up to the middle of stage 2
+    make(tmp_path, seed=1, ends=(0.6, 0.0), until=16_000, raw=(0.7,))                    # no evaluation of its own at its end
     make(tmp_path, seed=2, until=0)                                                     # at step 0 only
     killed = make(tmp_path, seed=3)
     (killed / "eval.csv").unlink()                                                       # before any evaluation
@@ -300,11 +300,12 @@ def test_one_line_when_there_is_nothing(tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     begun = make(tmp_path / "begun")
     (begun / "eval.csv").unlink()
+    (make(tmp_path / "aside", raw=(0.5,)) / "eval.csv").unlink()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "wrong.csv").write_text(",".join(results.COLUMNS) + "\nlift,dfp,generated,a,quick,,0,8000,16000,4,8000,offline,high,50,1,1,1\n")
     broken = make(tmp_path / "broken") / "config.json"
     broken.write_text("{")
-    for name, words in (("empty", "no evaluated runs in"), ("absent", "does not exist"), ("begun", "1 have begun"),
+    for name, words in (("empty", "no evaluated runs in"), ("absent", "does not exist"), ("begun", "1 have begun"), ("aside", "no evaluated runs in"),
                         ("other.csv", "is no evaluation"), ("wrong.csv", "is no evaluation"), ("broken", "config.json cannot be read")):
         with pytest.raises(SystemExit) as stop:
             config.main(lambda: main(monkeypatch, tmp_path / name, "--out", tmp_path / "out"))       # noqa: B023

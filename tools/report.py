@@ -39,7 +39,7 @@ def table(found) -> str:
 
 def main() -> None:
     parser = config.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="run folders, folders that hold some, or a runs.csv written before")
+    parser.add_argument("runs", nargs="+", help="run folders, folders that hold some, and runs.csv files written before")
     parser.add_argument("--out", default="results", help="folder to write to")
     args = parser.parse_args()
     missing = [name for name in args.runs if not Path(name).exists()]
@@ -48,7 +48,7 @@ def main() -> None:
     rows, silent = results.collect(name for name in args.runs if not name.endswith(".csv"))
     for name in args.runs:
         rows += results.read_table(Path(name)) if name.endswith(".csv") else []
-    if not rows:
+    if not any(map(trained, rows)):
         raise UserError(f"no evaluated runs in {' '.join(args.runs)}: " + (
             f"{len(silent)} have begun ({silent[0]}), none has been evaluated yet" if silent else "train_online.py makes some"))
     found = results.groups(rows)

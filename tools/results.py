@@ -141,7 +141,7 @@ def stages(key: Key, seeds: dict) -> tuple[list, list]:
 
 
 def unfinished(found) -> list[str]:
-    last = lambda series: max(row["step"] for row in series)                                                   # noqa: E731
+    last = lambda series: max((row["step"] for row in series if trained(row)), default=0)                      # noqa: E731
     return [f"{key.task}, {key.method}, {key.setting}, {key.data} data, seed {seed}: evaluated up to step {last(series):,} of {end:,}"
             for key, seeds in found.items() for seed, series in seeds.items() if last(series) < (end := key.offline + key.online)]
 
@@ -158,4 +158,4 @@ def write_csv(path: Path, rows: list[dict], columns=None) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, columns or list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+        writer.writerows({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
