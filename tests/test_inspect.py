@@ -14,14 +14,10 @@ from tools import demos, inspect_data, operators
 LIFT, CUBE = envs.task("lift"), envs.task("cube-single-task2")
 
 
-def test_demonstrations_replay_and_another_gain_is_named(generated):
+def test_demonstrations_replay(generated):
     fits, text = inspect_data.replay_robomimic(LIFT, generated["lift"], 3)
     assert fits and "3 of 3 demonstrations succeed (100%)" in text and "differs" not in text
     assert float(text.split("differ by ")[1].split()[0]) < 1e-3
-    soft = copy.deepcopy(envs.robosuite_args(LIFT)["controller_configs"])
-    soft["body_parts"]["right"]["kp"] = 30
-    fits, text = inspect_data.replay_robomimic(LIFT, generated["lift"], 2, controller_configs=soft)
-    assert not fits and "differs    controller_configs.body_parts.right.kp: 150 in the file, 30 here" in text
 
 
 def test_another_version_is_named(generated, tmp_path, monkeypatch):
@@ -76,14 +72,40 @@ def test_check_notices_what_size_and_time_do_not_show(generated, tmp_path, monke
         inspect_data.inspect(config, *loaded, None, 0)
 
 
-def test_operators_go_different_ways_from_one_start():
+def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, capsys):
+    """What `python data.py --check 2` prints, first with the gain that recorded the file, then with another."""
+    usual = envs.robosuite_args
+    monkeypatch.setattr("sys.argv", ["data.py", *f"--task lift --data generated --data-size 3 --data-dir {generated['lift'].parents[1]} --check 2".split()])
+    data.main()
+    assert "2 of 2 demonstrations succeed (100%)" in capsys.readouterr().out
+
+    def soft(name):
+        args = copy.deepcopy(usual(name))
+        args["controller_configs"]["body_parts"]["right"]["kp"] = 30
+        return args
+    monkeypatch.setattr(envs, "robosuite_args", soft)
+    with pytest.raises(UserError, match="does not fit the simulator that is installed here"):
+        data.main()
+    assert "differs    controller_configs.body_parts.right.kp: 150 in the file, 30 here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("task", ["lift", pytest.param("can", marks=pytest.mark.slow), pytest.param("square", marks=pytest.mark.slow)])
+def test_operators_go_different_ways_from_one_start(task):
     """Ways of one group (operator and side) lie close together, those of different groups apart: several ways, not one with noise."""
-    env = envs.make_robosuite("lift")
-    tries = operators.compare(env, "lift", 7, 3, until="grasp", most=70)
-    groups = [t.group for t in tries]
+    env = envs.make_robosuite(task)
+    tries = operators.compare(env, task, 7, 3, approach_only=True)
+    ways, groups = [t.approach for t in tries], [t.group for t in tries]
     assert len(set(groups)) >= 6
-    ratio = operators.spread(tries, groups)
-    chance = [operators.spread(tries, [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]) for seed in range(300)]
-    print(f"between groups {ratio:.2f} times farther than within; shuffled {np.mean(chance):.2f}, 95 % below {np.quantile(chance, 0.95):.2f}")
-    assert ratio > 1.3 and ratio > np.quantile(chance, 0.95)
+    ratio = operators.spread(ways, groups)
+    chance = [operators.spread(ways, [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]) for seed in range(300)]
+    print(f"{task}: between groups {ratio:.2f} times farther than within; shuffled {np.mean(chance):.2f}, 95 % below {np.quantile(chance, 0.95):.2f}")
+    assert ratio > 1.5 and ratio > np.quantile(chance, 0.95)
     env.close()
+
+
+def test_spread_of_known_paths():
+    """Straight lines 10 apart between groups, 2 apart within, however fast and in however many steps they are walked."""
+    line = lambda y, steps, power: np.stack([5 * np.linspace(0, 1, steps) ** power, np.full(steps, y)], 1)          # noqa: E731
+    paths = [line(0, 7, 1), line(2, 20, 2), line(11, 9, 0.5), line(13, 2, 1)]
+    assert operators.spread(paths, "aabb") == pytest.approx(11 / 2)          # 9, 11, 11, 13 between, 2 and 2 within
+    assert operators.spread(paths, "abab") == pytest.approx(5.5 / 11)        # 2, 2, 9, 13 between, 11 and 11 within

@@ -98,10 +98,10 @@ def draw(task: envs.Task, dataset: dict, source: dict, folder: Path, episodes: i
 
 
 # ------------------------------------------------------------------------------------------------------------- replay
-def replay_robomimic(task: envs.Task, path: Path, episodes: int, **overrides) -> tuple[bool, str]:
-    """Plays recorded actions open loop from the first recorded state, in the simulator with `overrides` -> (enough succeed, text)."""
+def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
+    """Plays recorded actions open loop from the first recorded state -> (enough succeed, text)."""
     import h5py
-    env, succeeded, worst = envs.make_robosuite(task, **overrides), 0, 0.0
+    env, succeeded, worst = envs.make_robosuite(task), 0, 0.0
     env.reset()
     with h5py.File(path, "r") as file, data.one_line(path, task):
         demos = sorted(file["data"], key=lambda name: int(name.split("_")[1]))
@@ -115,7 +115,7 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int, **overrides) ->
                 worst = max(worst, np.abs(here - state)[1: 1 + env.sim.model.nq].max())       # time, positions, velocities
                 env.step(action)
             succeeded += bool(env._check_success())
-        different = differences(json.loads(file["data"].attrs["env_args"]), env, task, overrides)
+        different = differences(json.loads(file["data"].attrs["env_args"]), task)
     env.close()
     fits = succeeded >= ENOUGH * len(chosen)
     text = f"replay     {succeeded} of {len(chosen)} demonstrations succeed ({succeeded / len(chosen):.0%}); positions differ by {worst:.2g} at most"
@@ -134,7 +134,7 @@ def set_state(env, model: str, state: np.ndarray) -> None:
     robot.composite_controller.part_controllers["right"].update_initial_joints(env.sim.data.qpos[robot._ref_joint_pos_indexes])
 
 
-def differences(recorded: dict, env, task: envs.Task, overrides: dict) -> list[str]:
+def differences(recorded: dict, task: envs.Task) -> list[str]:
     """Where the environment that recorded a file differs from this one: a line for each setting."""
     def walk(theirs, ours, name=""):
         if isinstance(theirs, dict) and isinstance(ours, dict):
@@ -142,8 +142,7 @@ def differences(recorded: dict, env, task: envs.Task, overrides: dict) -> list[s
                 yield from walk(theirs[key], ours[key], f"{name}.{key}" if name else key)
         elif theirs != ours:
             yield f"{name}: {theirs} in the file, {ours} here"
-    ours = envs.robosuite_args(task) | overrides
-    lines = [line for line in walk(recorded["env_kwargs"], ours) if not line.startswith(PICTURES)]
+    lines = [line for line in walk(recorded["env_kwargs"], envs.robosuite_args(task)) if not line.startswith(PICTURES)]
     version = envs.import_robosuite().__version__
     if recorded.get("env_version") != version:
         lines.append(f"robosuite: {recorded.get('env_version')} in the file, {version} here")

@@ -1,7 +1,7 @@
 """Six scripted operators for lift, can and square: a stand-in for robomimic's multi-human demonstrations.
 
 What the multi-human data are known for is kept. The operators are uneven in skill, two worse, two okay, two better:
-speed, tremor, sloppy aim, detours, pauses, grasps that close on air. And each has habits of their own, followed most of
+speed, tremor, slips, sloppy aim, detours, pauses, grasps that close on air. And each has habits of their own, followed most of
 the time and mirrored otherwise: side of approach, wrist angle, bend and height of the path. So one observation has
 several right actions.
 
@@ -279,34 +279,41 @@ def demonstrate(env, task: str, seed: int) -> dict | None:
 
 
 # ------------------------------------------------------------------------------- how different they are, from one start
-def compare(env, task: str, scene: int, times: int, until: str = "", most: int = 400) -> list[SimpleNamespace]:
-    """Each operator `times` times from one and the same start, till success or the phase `until` begins. group: the operator and
-    whether habits were mirrored; reach [T, 3]: the hand's way to the object; thing [T', 3]: the object's own."""
+NEAR = 0.10      # metres: nearer, slips and what undoes them are longer than the way itself and would drown it
+
+
+def compare(env, task: str, scene: int, times: int, approach_only=False, most: int = 400) -> list[SimpleNamespace]:
+    """Each operator `times` times from one and the same start, till success. group: the operator and whether habits were mirrored;
+    reach [T, 3]: the hand's way to the object; approach: the part of it before the hand is NEAR; thing [T', 3]: the object's way."""
     tries = []
     for number, operator in enumerate(OPERATORS):
         for time in range(times):
             raw, hand = begin(env, task, operator, scene, np.random.default_rng([scene, number, time]))
-            reach, thing, steps, success = [], [], 0, False
-            while not success and steps < most and hand.phase != until:
-                if hand.phase == "reach" and len(reach) == steps:                # the first reach, if it has to try again
-                    reach.append(raw["robot0_eef_pos"])
-                thing.append(raw[BODY[task] + "_pos"])
-                raw, steps = env.step(hand.act(raw))[0], steps + 1
+            reach, thing, success = [], [], False
+            while not success and len(thing) < most:
+                place = raw["robot0_eef_pos"], raw[BODY[task] + "_pos"]
+                if approach_only and np.linalg.norm(place[0] - place[1]) < NEAR:
+                    break
+                if hand.phase == "reach" and len(reach) == len(thing):           # the first reach, if it has to try again
+                    reach.append(place[0])
+                thing.append(place[1])
+                raw = env.step(hand.act(raw))[0]
                 success = bool(env._check_success())
-            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), success=success,
-                                         reach=np.array(reach), thing=np.array(thing)))
+            far = np.linalg.norm(np.array(reach) - thing[0], axis=1) > NEAR
+            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), success=success, reach=np.array(reach),
+                                         approach=np.array(reach)[: np.append(far, False).argmin()], thing=np.array(thing)))
     return tries
 
 
-def spread(tries, groups) -> float:
-    """How many times farther apart ways to the object are between groups than within one (medians of the mean distance)."""
+def spread(paths, groups) -> float:
+    """How many times farther apart paths are between groups than within one (medians of the mean distance)."""
     def resample(path, points=30):                # by the way travelled, so that speed makes no difference
         travelled = np.r_[0, np.linalg.norm(np.diff(path, axis=0), axis=1).cumsum()]
         return np.stack([np.interp(np.linspace(0, travelled[-1], points), travelled, column) for column in path.T], 1)
-    paths = np.array([resample(t.reach) for t in tries])
+    paths = np.array([resample(path) for path in paths])
     distance = np.linalg.norm(paths[:, None] - paths[None], axis=-1).mean(-1)
     same = np.array([[a == b for a in groups] for b in groups])
-    return float(np.median(distance[~same]) / np.median(distance[same & ~np.eye(len(tries), dtype=bool)]))
+    return float(np.median(distance[~same]) / np.median(distance[same & ~np.eye(len(paths), dtype=bool)]))
 
 
 def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
@@ -329,7 +336,9 @@ def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
     side.legend(handles.values(), handles.keys(), fontsize=7)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
-    print(f"{path}; ways to the object lie {spread(tries, [t.group for t in tries]):.1f} times farther apart between groups than within one")
+    apart = [spread(paths, [t.group for t in tries]) for paths in ([t.approach for t in tries], [t.thing for t in tries])]
+    print(f"{path}; from start {scene}, the hand's ways to the object lie {apart[0]:.1f} times farther apart between groups than within one, "
+          f"the object's own {apart[1]:.1f} times")
 
 
 def main():
@@ -337,9 +346,10 @@ def main():
     parser.add_argument("--task", choices=list(BODY), default="can")
     parser.add_argument("--episodes", type=int, default=30)
     parser.add_argument("--picture", metavar="FILE", help="draw all operators' paths from one start instead")
+    parser.add_argument("--scene", type=int, default=7, help="... from which start")
     args = parser.parse_args()
     if args.picture:
-        return draw(args.task, args.picture)
+        return draw(args.task, args.picture, args.scene)
     env, lengths = envs.make_robosuite(args.task), {operator.name: [] for operator in OPERATORS}
     for seed in range(args.episodes):
         episode = demonstrate(env, args.task, seed)
