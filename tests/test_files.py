@@ -26,19 +26,30 @@ def checker():
         yield checker
 
 
-def play(rows=40, every=20, task=CUBE) -> dict:
+def play(rows=40, every=20, task=CUBE, seed=0) -> dict:
     """A small npz of OGBench's layout."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     arrays = dict(observations=rng.normal(size=(rows, task.obs_dim)).astype("f4"), actions=rng.uniform(-1, 1, (rows, 5)).astype("f4"),
                   terminals=np.arange(1, rows + 1) % every == 0, qpos=rng.normal(size=(rows, 21)).astype("f4"))
     return arrays | (dict(button_states=rng.integers(0, 2, (rows, 2))) if task is SCENE else {})
 
 
-def own(rows=12) -> dict:
-    rng = np.random.default_rng(0)
+def own(rows=12, seed=0) -> dict:
+    rng = np.random.default_rng(seed)
     ends = (np.arange(1, rows + 1) % 4 == 0).astype("f4")
     return dict(observations=rng.normal(size=(rows, 3)), actions=rng.uniform(-1, 1, (rows, 2)), rewards=-np.ones(rows), masks=1 - ends,
                 terminals=ends, next_observations=rng.normal(size=(rows, 3)))
+
+
+def write(arrays, path):
+    """As npz or HDF5, whichever the path's ending says."""
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    return path
 
 
 def says(checker, path, task) -> str:
@@ -164,19 +175,11 @@ def test_another_task_s_file(generated, checker):
     (lambda a: a.update(masks=a["masks"] * 0.5), "masks are not all 0 or 1"), (lambda a: a.update(rewards=a["rewards"] * np.nan), "rewards contain NaN")])
 def test_data_of_one_s_own(tmp_path, checker, change, line):
     for suffix in (".npz", ".hdf5"):
-        def write(arrays, path=tmp_path / f"x{suffix}"):
-            if suffix == ".npz":
-                np.savez(path, **arrays)
-            else:
-                with h5py.File(path, "w") as file:
-                    for name, array in arrays.items():
-                        file[name] = array
-            return path
-        arrays = own()
-        assert says(checker, write(arrays), OWN) == ""
-        assert np.allclose(data.read(write(arrays), OWN)["rewards"], -1)
+        path, arrays = tmp_path / f"x{suffix}", own()
+        assert says(checker, write(arrays, path), OWN) == ""
+        assert np.allclose(data.read(path, OWN)["rewards"], -1)
         change(arrays)
-        assert line in says(checker, write(arrays), OWN)
+        assert line in says(checker, write(arrays, path), OWN)
 
 
 # ---------------------------------------------------------------------------------------------------------- broken containers
@@ -301,6 +304,8 @@ def mutate(content: bytes, rng) -> bytes:
     """Random damage to a file: bytes changed, cut out, repeated, swapped, zeroed, or the end missing."""
     data_ = bytearray(content)
     for _ in range(int(rng.integers(1, 6))):
+        if not data_:
+            break
         # half of the places lie in the first kilobytes and the last ones, where containers keep their structure
         edge = int(rng.integers(0, 4096))
         at = int(rng.choice([edge, len(data_) - 1 - edge, rng.integers(len(data_)), rng.integers(len(data_))])) % len(data_)
@@ -330,31 +335,73 @@ def usable(dataset, task) -> bool:
             and set(np.unique(dataset["terminals"])) | set(np.unique(dataset["masks"])) <= {0, 1})
 
 
+def misstate(fields, names, rng, bounded) -> bool:
+    """Puts other arrays in the place of some -> whether that must be noticed. bounded: fields that do not allow every number."""
+    noticed = False
+    for name in rng.choice(names, rng.integers(1, 4), replace=False):
+        array, kind, field = fields[name][()], rng.integers(8), name.split("/")[-1]
+        rows = len(array)
+        if kind < 2:                                           # one number that cannot be, anywhere
+            array = array.astype("f8")
+            large = 10 ** rng.uniform(0.1, 9)
+            array.flat[rng.integers(array.size)] = rng.choice([np.nan, np.inf, -np.inf, 1e300] + [large, -large] * (field in bounded))
+        elif kind == 2:
+            array = array[: rng.integers(rows)]
+        elif kind == 3:
+            array = np.concatenate([array, array[: rng.integers(1, rows + 1)]])
+        elif kind == 4:
+            array = array[..., None] if array.ndim == 1 or rng.random() < 0.5 else array.reshape(-1)
+        elif kind == 5:
+            array = array * 1j
+        elif kind == 6:
+            array = array.astype("S8")
+        else:                                                  # the same numbers in another type
+            array = array.astype(">f8" if array.dtype == "f8" else rng.choice([">f8", "<f8", ">f4"]))
+        noticed |= kind != 7 and field != "states"             # which only --check reads
+        del fields[name]
+        fields[name] = array
+    return noticed
+
+
+def wrong_content(source, task, arrays, path, rng, turn) -> bool:
+    """A valid container that is not what it should be: each thing of the lists above, then anything -> whether it must be noticed."""
+    if task is LIFT:
+        shutil.copy(source, path)
+        with h5py.File(path, "r+") as file:
+            if turn < len(ROBOMIMIC):
+                list(ROBOMIMIC.values())[turn][0](file)
+                return True
+            names = []
+            file["data"].visititems(lambda name, item: names.append("data/" + name) if isinstance(item, h5py.Dataset) else None)
+            return misstate(file, names, rng, ("actions", "rewards", "dones"))
+    noticed = True
+    if task is CUBE and turn < len(OGBENCH):
+        list(OGBENCH.values())[turn][0](arrays)
+    else:
+        noticed = misstate(arrays, sorted(arrays), rng, ("actions", "terminals", "masks"))
+    write(arrays, path)
+    return noticed
+
+
 def fuzz(count, generated, tmp_path, monkeypatch):
-    """`count` mutants of both formats, alternately random damage and a valid container with wrong content. Each carries a fresh
+    """`count` mutants of all formats, alternately random damage and a valid container with wrong content. Each carries a fresh
     record, so nothing but the readers stands between it and a run."""
-    sources = {"lift": (generated["lift"], LIFT), "cube": (tmp_path / "cube.npz", CUBE)}
-    np.savez_compressed(sources["cube"][0], **play())
-    truth = {LIFT: data.read(*sources["lift"]), CUBE: data.read(*sources["cube"])}
-    labels = data.relabel
-    env = envs.make(CUBE)
+    monkeypatch.setitem(envs.TABLE, OWN.name, OWN)
+    monkeypatch.setattr("config.TASKS", [*envs.TABLE])
+    labels, env = data.relabel, envs.make(CUBE)
     monkeypatch.setattr(data, "relabel", lambda info, task, _=None: labels(info, task, env))
-    outcome = {"refused": 0, "read as if whole": 0, "read with another number in it": 0, "ended the child": 0}
+    outcome = {"refused": 0, "read as whole": 0, "read with another number in it": 0, "ended the child": 0}
+    distinct = set()
     with files.Checker() as checker:
         for i in range(count):
-            rng = np.random.default_rng(i)
-            source, task = sources["lift" if i % 4 < 2 else "cube"]
-            path = tmp_path / ("x" + source.suffix)
-            if i % 2 == 0:
+            rng, turn = np.random.default_rng(i), i // 8
+            task, suffix, arrays = ((LIFT, ".hdf5", None), (CUBE, ".npz", play(seed=i)), (OWN, ".hdf5", own(seed=i)), (OWN, ".npz", own(seed=i)))[i // 2 % 4]
+            source, path = generated["lift"] if task is LIFT else write(arrays, tmp_path / ("whole" + suffix)), tmp_path / ("x" + suffix)
+            damaged, noticed = i % 2 == 0, True
+            if damaged:
                 path.write_bytes(mutate(source.read_bytes(), rng))
-            elif task is LIFT:
-                shutil.copy(source, path)
-                with h5py.File(path, "r+") as file:
-                    list(ROBOMIMIC.values())[i // 4 % len(ROBOMIMIC)][0](file)
             else:
-                arrays = play()
-                list(OGBENCH.values())[i // 4 % len(OGBENCH)][0](arrays)
-                np.savez(path, **arrays)
+                noticed = wrong_content(source, task, arrays, path, rng, turn)
             line = checker(path, task.suite, data.words_for(task), seconds=20)
             assert "takes longer" not in line, (i, line)
             if "ended the process" in line:                    # libhdf5 gave up: only the child has seen it
@@ -363,18 +410,20 @@ def fuzz(count, generated, tmp_path, monkeypatch):
             config = build(dict(task=task.name, data=str(path), data_dir=str(tmp_path / "data")))
             record = tmp_path / "data/own" / (path.name + ".json")
             record.parent.mkdir(parents=True, exist_ok=True)
-            files.remember(path, record)
+            distinct.add(files.remember(path, record)["sha256"])
             try:
                 dataset, _ = data.load(config, lambda _: None)
-                assert i % 2 == 0 and not line and usable(dataset, task), (i, line)
-                same = all(np.array_equal(dataset[name], truth[task][name]) for name in data.FIELDS)
-                assert same or task is LIFT                    # npz has checksums; HDF5 numbers have none, one may be another
-                outcome["read as if whole" if same else "read with another number in it"] += 1
             except UserError as error:
-                assert "\n" not in str(error) and len(str(error)) < 700
+                assert "\n" not in str(error) and len(str(error)) < 700 and noticed, (i, error)
                 outcome["refused"] += 1
-    print(f"\n{count} mutants: {outcome}")
-    assert sum(outcome.values()) == count and outcome["refused"] > count / 2
+                continue
+            assert not line and usable(dataset, task) and (damaged or not noticed), (i, line)
+            truth = data.read(source, task)
+            same = all(np.array_equal(dataset[name], truth[name]) for name in data.FIELDS)
+            assert same or damaged and suffix == ".hdf5"       # npz has checksums; HDF5 numbers have none, one may be another
+            outcome["read as whole" if same else "read with another number in it"] += 1
+    print(f"\n{count} mutants, {len(distinct)} of them distinct: {outcome}")
+    assert sum(outcome.values()) == count and outcome["refused"] > count / 2 and len(distinct) > 0.9 * (count - outcome["ended the child"])
     env.close()
 
 

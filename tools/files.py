@@ -45,7 +45,7 @@ def fits(name: str, shape: tuple, wanted: tuple) -> None:
 def check(name: str, array: np.ndarray, shape: tuple) -> np.ndarray:
     """One field of that shape, finite, as float32."""
     fits(name, array.shape, shape)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):     # what does not fit becomes infinite, or NaN
         array = array.astype(np.float32)
     need(np.isfinite(array).all(), f"{name} contain NaN or infinite values")
     if name == "actions":
