@@ -9,7 +9,8 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from tools import demos
+from test_files import play
+from tools import demos, files
 
 
 # ------------------------------------------------------------------------------------------------------------ Robomimic
@@ -18,7 +19,7 @@ def test_robomimic_file_is_read_by_robomimic_itself(generated):
     from robomimic.utils.dataset import SequenceDataset
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(envs.OBS_KEYS), "rgb": [], "depth": [], "scan": []}})
     theirs = SequenceDataset(str(generated["lift"]), obs_keys=list(envs.OBS_KEYS), dataset_keys=("actions", "rewards", "dones"),
-                             seq_length=1, hdf5_cache_mode="low_dim", load_next_obs=True)
+                             filter_by_attribute="train", seq_length=1, hdf5_cache_mode="low_dim", load_next_obs=True)
     ours = data.read(generated["lift"], envs.task("lift"))
     assert len(theirs) == len(ours["rewards"])
     # robomimic orders demos as we do; compare row by row
@@ -48,7 +49,8 @@ def test_demonstrations_replay_in_the_environment(generated):
         actions, states = demo["actions"][()], demo["states"][()]
         recorded = np.concatenate([demo["next_obs"][key][()] for key in envs.OBS_KEYS], axis=1)
         args = json.loads(file["data"].attrs["env_args"])
-        assert args["env_name"] == "Lift" and args["env_kwargs"]["controller_configs"]["body_parts"]["right"]["kp"] == 150
+        # robosuite.make(env_name, **env_kwargs) is this very environment
+        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(envs.robosuite_args("lift")))
         assert set(file["mask"]) >= {"train", "valid"} and demo.attrs["num_samples"] == len(actions) == len(states)
     env = envs.make("lift")
     env.reset(seed=envs.DATA_SEED + 1)
@@ -92,6 +94,49 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     goal = env.unwrapped.task_infos[1]["goal_xyzs"][0]
     assert np.array_equal(np.linalg.norm(rows["qpos"][keep][:, 14:17] - goal, axis=1) <= 0.04, ours["masks"] == 0)
     env.close()
+
+
+def test_large_sets_come_in_several_files_each_with_its_validation_set(tmp_path, monkeypatch):
+    """Which attempts make which file, with the episodes themselves left out."""
+    asked, task = [], envs.task("cube-single-task2")
+
+    def attempts(make, parts, kind, wanted, count, workers, label, first=0):
+        asked.append((kind, wanted, first))
+        np.savez(parts / f"{kind}.npz", **play(rows=wanted + 1, every=wanted + 1, seed=len(asked)))
+        return [parts / f"{kind}.npz"], 1
+    monkeypatch.setattr(demos, "_attempts", attempts)
+    paths = demos.generate(task, 2500, tmp_path, 0.2, val=True, shard=1000)
+    name, each, val = f"cube-single-play-v{demos.VERSION}", demos.SEEDS, demos.VAL
+    assert paths == [tmp_path / f"{name}-2500-goal2x0.2" / f"{name}-{i:03d}.npz" for i in range(3)]
+    assert asked == [("play", 800, 0), ("goal", 200, 0), ("play", 80, val), ("goal", 20, val),
+                     ("play", 800, each), ("goal", 200, each), ("play", 80, val + each), ("goal", 20, val + each),
+                     ("play", 400, 2 * each), ("goal", 100, 2 * each), ("play", 40, val + 2 * each), ("goal", 10, val + 2 * each)]
+    for suffix, sizes in ((".npz", [1000, 1000, 500]), ("-val.npz", [100, 100, 50])):
+        assert [(~np.load(path.with_name(path.stem + suffix))["terminals"]).sum() for path in paths] == sizes         # transitions
+    record = json.loads(files.record_of(paths[1]).read_text())
+    assert (record["first"], record["asked"], record["goal_share"], record["generator"]) == (each, 1000, 0.2, demos.VERSION)
+    assert val + 100 * each < 500_000_000 and val > 100 * each                 # numbers of attempts never meet, 100 files or more
+    assert demos.generate(task, 2500, tmp_path, 0.2, val=True, shard=1000) == paths and len(asked) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cube-single-task2", "cube-double-task2", "cube-triple-task3", "cube-quadruple-task4", "scene-task2",
+                                  "puzzle-3x3-task4", "puzzle-4x4-task4"])
+def test_play_of_every_environment(name, tmp_path):
+    """An official reader takes it, its states are observed again, and two at least of three episodes aimed at the goal get there."""
+    from tools.inspect_data import replay_ogbench
+    from tools.play import goal_episode, play_episode
+    task = envs.task(name)
+    demos.write_ogbench(tmp_path / "play.npz", [play_episode(task.source, seed, 201) for seed in (0, 1)])
+    fits, text = replay_ogbench(task, tmp_path / "play.npz", 2)
+    assert fits, text
+    dataset = data.read(tmp_path / "play.npz", task)
+    assert np.array_equal(np.flatnonzero(dataset["terminals"]), [199, 399]) and dataset["observations"].shape == (400, task.obs_dim)
+    demos.write_ogbench(tmp_path / "goal.npz", [goal_episode(task.source, task.task_id, seed) for seed in range(3)])
+    aimed = data.read(tmp_path / "goal.npz", task)
+    reached = data.count(aimed["terminals"], aimed["masks"] == 0)
+    print(f"\n{name}: {reached}")
+    assert reached["successes"] >= 2
 
 
 # --------------------------------------------------------------------------------------------------- which data a run gets
