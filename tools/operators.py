@@ -289,19 +289,21 @@ def compare(env, task: str, scene: int, times: int, approach_only=False, most: i
     for number, operator in enumerate(OPERATORS):
         for time in range(times):
             raw, hand = begin(env, task, operator, scene, np.random.default_rng([scene, number, time]))
-            reach, thing, success = [], [], False
+            reach, approach, thing, success = [], [], [], False
             while not success and len(thing) < most:
-                place = raw["robot0_eef_pos"], raw[BODY[task] + "_pos"]
-                if approach_only and np.linalg.norm(place[0] - place[1]) < NEAR:
+                place, steps = raw["robot0_eef_pos"], len(thing)
+                thing.append(raw[BODY[task] + "_pos"])
+                near = np.linalg.norm(place - thing[-1]) < NEAR
+                if near and approach_only:
                     break
-                if hand.phase == "reach" and len(reach) == len(thing):           # the first reach, if it has to try again
-                    reach.append(place[0])
-                thing.append(place[1])
+                if not near and len(approach) == steps:                          # till the hand is near for the first time
+                    approach.append(place)
+                if hand.phase == "reach" and len(reach) == steps:                # the first reach, if it has to try again
+                    reach.append(place)
                 raw = env.step(hand.act(raw))[0]
                 success = bool(env._check_success())
-            far = np.linalg.norm(np.array(reach) - thing[0], axis=1) > NEAR
-            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), success=success, reach=np.array(reach),
-                                         approach=np.array(reach)[: np.append(far, False).argmin()], thing=np.array(thing)))
+            tries.append(SimpleNamespace(operator=operator.name, group=(operator.name, hand.plan.mirrored), success=success,
+                                         reach=np.array(reach), approach=np.array(approach), thing=np.array(thing)))
     return tries
 
 
