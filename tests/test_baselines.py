@@ -107,18 +107,21 @@ def test_flow_acts_with_its_steps_and_fql_with_one():
 
 
 # --------------------------------------------------------------------------------------------------------- mean flow
-def test_derivative_against_finite_differences():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_derivative_against_finite_differences(compiled):
+    """Compiled from outside, as DFP.losses is, the tangents must survive."""
     torch.manual_seed(0)
     actor = MeanFlowActor(OBS, D, (32, 32)).double()
     n = lambda *s: torch.randn(*s, dtype=torch.float64)                        # noqa: E731
     obs, z, v, (r, t) = n(B, OBS), n(B, D), n(B, D), two_times(n(B, 2), -0.4, 1.0)
     u = lambda z, r, t: actor.velocity(obs, z, r, t)                           # noqa: E731
-    derivative, e = total_derivative(u, z, r, t, v), 1e-5
+    jvp = torch.compile(total_derivative) if compiled else total_derivative
+    derivative, e = jvp(u, z, r, t, v), 1e-5
     differences = (u(z + e * v, r, t + e) - u(z - e * v, r, t - e)) / (2 * e)
     assert derivative.dtype == torch.float64 and not derivative.requires_grad
     assert (derivative - differences).abs().max() < 1e-8 * differences.abs().max()
     with torch.no_grad():                                                      # also where nothing needs a gradient
-        assert torch.equal(total_derivative(u, z, r, t, v), derivative)
+        assert torch.equal(jvp(u, z, r, t, v), derivative)
 
 
 def test_mean_flow_identity():
@@ -240,6 +243,26 @@ def test_whose_actor_listens_to_the_critic(method, asks):
     one.update(batch_for(one), noise)
     two.update(batch_for(two), noise)
     assert same(one.actor, two.actor) != asks
+
+
+@pytest.mark.parametrize("method, samples", [("bfn", 4), ("qc-bfn", 32), ("fql", 1), ("qc-fql", 1), ("mvp", 16), ("mvp-topk", 16),
+                                             ("dfp", 4), ("dfp-no-topk", 4)])
+def test_bootstrap_by_hand(method, samples):
+    """a' of Eq. 1: the best by Q_phi of as many samples as the method acts with, valued by the target critic."""
+    algo = make(method)
+    for network in (algo.actor, algo.critic):                                  # the initial ones are nearly flat
+        for p in network.parameters():
+            p.data.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    batch, noise = batch_for(algo), algo.draw_noise(B)
+    target = []
+    with torch.no_grad():
+        for i in range(B):
+            obs = batch["next_observations"][i]
+            tried = [algo.actor(obs, eps).clamp(-1, 1) for eps in noise["next"][i]]
+            best = max(tried, key=lambda a: algo.critic(obs, a).mean().item())                 # noqa: B023
+            target.append(batch["rewards"][i] + 0.99**algo.chunk * batch["masks"][i] * algo.critic_target(obs, best).mean())
+    assert len(tried) == samples == algo.config.best_of
+    assert torch.allclose(algo.critic_loss(batch, noise["next"])[1]["target_q"], torch.stack(target).mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["qc-bfn", "qc-fql", "mvp", "dfp"])
