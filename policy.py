@@ -14,6 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3). It equals x sigmoid(2u), and on a CPU
+    the compiler makes that three times as fast; without the compiler torch's own is the faster one."""
+    if torch.compiler.is_compiling():
+        return x * torch.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))
+    return F.gelu(x, approximate="tanh")
+
+
 class MLP(nn.Module):
     """Linear -> GELU (-> LayerNorm) for each hidden layer, then one Linear. [..., in_dim] -> [..., out_dim]."""
 
@@ -29,7 +37,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for i, linear in enumerate(self.linears[:-1]):
-            x = F.gelu(linear(x), approximate="tanh")
+            x = gelu(linear(x))
             if self.norms is not None:
                 x = self.norms[i](x)
         # The last layer always runs in float32: under autocast (candidate passes, see dfp.py) the hidden layers are

@@ -64,7 +64,7 @@ def test_released_preset():
 
 def test_quick_is_the_same_algorithm_at_a_smaller_size():
     allowed = {"preset", "hidden", "batch_size", "offline_steps", "online_steps", "warmup", "eval_every",
-               "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "compile"}
+               "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "threads"}
     for task, method in itertools.product(TASKS, METHODS):
         paper, quick = (build({"task": task, "method": method, "preset": preset}) for preset in ("paper", "quick"))
         assert {k for k in vars(paper) if vars(paper)[k] != vars(quick)[k]} <= allowed

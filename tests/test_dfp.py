@@ -7,7 +7,7 @@ import torch
 from config import build
 from critic import Critic, move_towards
 from dfp import DFP, compiled
-from policy import Actor
+from policy import Actor, gelu
 from topk import best_action, top_k_actions
 
 OBS, A = 4, 2
@@ -187,6 +187,13 @@ def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
     f = compiled(lambda x: x + 1)
     assert [f(1), f(2)] == [2, 3]
     assert capsys.readouterr().out.count("going on without it") == 1
+
+
+def test_gelu_has_one_value_in_two_forms():
+    x = torch.linspace(-12, 12, 4801, dtype=torch.float64)
+    form = torch.compile(gelu, backend="eager")                     # written for the compiler; its code generation is not asked
+    assert not torch.equal(form(x), gelu(x)) and (form(x) - gelu(x)).abs().max() < 1e-12
+    assert torch.equal(gelu(x), torch.nn.functional.gelu(x, approximate="tanh"))
 
 
 @pytest.mark.slow
