@@ -173,13 +173,14 @@ def task_values(task: str) -> dict:
     return dict(temperatures=(0.05,), best_of=16, top_k=4) | rivals | (TABLE_8.get(task, {}) if task not in OGBENCH else {})
 
 
-def preset_values(preset: str, task: str) -> dict:
+def preset_values(preset: str, task: str, family: str) -> dict:
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
         return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
     if preset == "offline-rl":
         if task not in TABLE_8:
             raise UserError(f"--preset offline-rl has values for {', '.join(TABLE_8)} only (Table 8), not for {task}")
-        return TABLE_8[task] | dict(chunk=1, best_of=1, topk_offline=True, online_steps=0, warmup=0)
+        own = TABLE_8[task] | dict(chunk=1, best_of=1, topk_offline=True) if family == "dfp" else {}     # rivals as they are
+        return own | dict(online_steps=0, warmup=0)
     if preset == "quick":        # the same algorithm at a smaller size
         return QUICK | QUICK_TASK.get(task, {})
     return {}
@@ -219,12 +220,12 @@ def build(given: dict) -> Config:
         if value not in known:
             raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
     family, method_values = METHODS[method]
-    if preset in ("released", "offline-rl") and family != "dfp":
-        raise UserError(f"--preset {preset} is DFP's own; with --method {method} take paper or quick")
+    if preset == "released" and family != "dfp":
+        raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
     for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):
         if name in given and only and method not in only:
             raise UserError(f"--method {method} does not read --{name.replace('_', '-')}; it belongs to {', '.join(only)}")
-    values = task_values(task) | method_values | preset_values(preset, task)
+    values = task_values(task) | method_values | preset_values(preset, task, family)
     if method == "dfp-no-topk":
         values["topk_weight"] = 0.0                      # Table 2's ablation, whatever the preset says
         if given.get("topk_weight"):

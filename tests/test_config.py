@@ -44,6 +44,8 @@ def test_rivals(method, chunk, best_of):
         assert c.distill_weight == next((a for name, a in alphas.items() if task.startswith(name)), 300)
         assert c.ivc_weight == (0 if task.startswith("cube-triple") else 1)
         assert {k for k in vars(c) if vars(c)[k] != vars(dfp)[k]} <= {"method", "chunk", "best_of"}
+    pure = build({"task": "scene-task2", "method": method, "preset": "offline-rl"})           # Table 7: as they are, stage 1 alone
+    assert (pure.chunk, pure.best_of, pure.topk_offline, pure.online_steps) == (chunk, best_of, False, 0)
 
 
 def test_precedence_option_preset_table_default():
@@ -83,7 +85,7 @@ def test_command_line():
     ("--task lift --hidden -3", "must be positive"), ("--task lift --discount 1.5", "(0, 1]"),
     ("--task lift --temperatures 0.1 0", "must be positive"), ("--task lift --offline-steps many", "invalid int value"),
     ("--task lift --nonsense 3", "unrecognized"), ("--task lift --preset offline-rl", "Table 8"),
-    ("--task lift --method fql --preset released", "DFP's own"), ("--task scene-task2 --method mvp --preset offline-rl", "DFP's own"),
+    ("--task lift --method fql --preset released", "DFP's own"),
     ("--task lift --method fql --temperatures 0.1", "does not read --temperatures"), ("--method dfp --ivc-weight 1", "mvp, mvp-topk"),
     ("--method mvp --top-k 2", "does not read --top-k"), ("--method bfn --flow-steps 0", "must be positive"),
     ("--method qc-fql --distill-weight -1", "--distill-weight"), ("--method mvp --time-mean nan", "--time-mean"),
