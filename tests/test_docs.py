@@ -1,0 +1,82 @@
+"""What README.md and PAPER.md say of the code is true: names, tests, links, line counts, commands. (README's own task: test_own.py.)"""
+import ast
+import importlib
+import re
+import shlex
+
+import pytest
+
+import config
+from conftest import ROOT
+
+README, PAPER = ((ROOT / name).read_text() for name in ("README.md", "PAPER.md"))
+MODULES = {name.split(".")[-1]: importlib.import_module(name) for name in (
+    "drift", "policy", "critic", "topk", "dfp", "config", "train_online", "baselines.flow", "baselines.meanflow", "tools.curves", "tools.tables")}
+TESTS = [f"{path.name}::{node.name}" for path in (ROOT / "tests").glob("test_*.py")
+         for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+
+
+def map_rows():
+    """(equation, symbols, tests) of PAPER.md's first table and of the rivals'."""
+    for heading in ("## Where each equation lives", "## The rivals"):
+        table = re.search(r"(?:^\|.*\n)+", PAPER.split(heading)[1], re.MULTILINE)[0].splitlines()[2:]
+        for paper, _, here, checks in (line.strip("|").split(" | ") for line in table):
+            yield paper.strip(), re.findall("`(.+?)`", here), re.findall("`(.+?)`", checks)
+
+
+def exists(symbol: str) -> bool:
+    """`topk.top_k_actions`, or `DFP.update` in any module."""
+    first, *rest = symbol.split(".")
+    for found in ([MODULES[first]] if first in MODULES else [getattr(m, first, None) for m in MODULES.values()]):
+        for name in rest:
+            found = getattr(found, name, None)
+        if found is not None:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("equation, symbols, tests", map_rows())
+def test_map_names_code_and_tests_that_exist(equation, symbols, tests):
+    assert symbols and [s for s in symbols if not exists(s)] == []
+    pattern = lambda name: re.escape(name).replace("…", r"\w*")                # noqa: E731
+    assert tests and [t for t in tests if not any(re.fullmatch(pattern(t), known) for known in TESTS)] == []
+
+
+def test_map_is_complete():
+    named = {part for equation, _, _ in map_rows() for part in re.findall(r"Eqs?\. ([\d–, ]+)", equation)}
+    numbers = {n for part in named for first, last in re.findall(r"(\d+)(?:–(\d+))?", part) for n in range(int(first), int(last or first) + 1)}
+    assert numbers == set(range(1, 19))
+    assert {"Alg. 1, lines 1–2", "Alg. 1, lines 3–7", "Tables 5, 8"} <= {equation for equation, _, _ in map_rows()}
+
+
+def test_links_and_figures_exist():
+    for text in (README, PAPER):
+        targets = [t for t in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in t]
+        assert targets or text is PAPER
+        assert [t for t in targets if not (ROOT / t).exists()] == []
+
+
+def test_line_counts():
+    for files, counts in re.findall(r"^\| (\[.+?\)) \| ([\d, ]+) \|", README, re.MULTILINE):
+        for file, count in zip(re.findall(r"\((\S+?)\)", files), re.findall(r"\d+", counts), strict=True):
+            lines = len((ROOT / file).read_text().splitlines())
+            assert abs(lines - int(count)) <= 5, f"{file} has {lines} lines, README says {count}"
+
+
+def test_commands_are_understood(capsys):
+    """Every command line names files that exist and options that are known. (They are run elsewhere, with fewer steps.)"""
+    trained = 0
+    for command in COMMANDS:
+        for words in (shlex.split(part) for part in re.split(r"&&|;", command.replace("$t", "lift").replace("$s", "1"))):
+            words = words[1:] if words[:1] == ["do"] else words
+            if words[:1] != ["python"]:
+                continue
+            script = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
+            assert (ROOT / script).is_file(), command
+            if script.startswith("train_") and "--help" not in words:
+                trained += 1
+                with pytest.raises(SystemExit) as end:
+                    config.parse("", words[2:] + ["--print-config"])
+                assert end.value.code == 0
+    assert trained >= 6
