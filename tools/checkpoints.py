@@ -8,6 +8,7 @@
 """
 import hashlib
 import io
+import json
 import os
 import pickletools
 import re
@@ -131,6 +132,14 @@ def naturals(value) -> bool:
     return type(value) is list and all(map(natural, value))
 
 
+def same(saved, value) -> bool:
+    """Whether two pieces of plain data are equal; with a tensor in them they are not."""
+    try:
+        return json.dumps(saved, sort_keys=True) == json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 def tensors(state, name: str = ""):
     """(dotted name, tensor) of every tensor in nested dicts and lists."""
     if isinstance(state, Tensor):
@@ -146,7 +155,7 @@ def like(saved, expected, name: str = "its state") -> None:
     if isinstance(expected, type):
         ok = type(saved) is expected
     elif isinstance(expected, Tensor):
-        ok = isinstance(saved, Tensor) and (saved.shape, saved.dtype) == (expected.shape, expected.dtype)
+        ok = isinstance(saved, Tensor) and (saved.shape, saved.dtype) == (expected.shape, expected.dtype) and saved.is_contiguous()
         if ok and not saved.isfinite().all():
             raise ValueError(f"{name} is not finite")
     elif isinstance(expected, dict):
@@ -178,7 +187,7 @@ def fit(saved, algorithm) -> dict:
     weights = [p for group in algorithm.optimizer.param_groups for p in group["params"]]
     moments = {i: dict(step=torch.tensor(0.0), exp_avg=w, exp_avg_sq=w) for i, w in enumerate(weights)}
     like(saved["optimizer"]["state"], moments if saved["optimizer"]["state"] else {}, "optimizer.state")      # {}: no step yet
-    like(saved["generator"], {place: Tensor for place in ("cuda", "cpu") if place in saved["generator"]}, "generator")
+    like(saved["generator"], {"cuda" if "cuda" in saved["generator"] else "cpu": Tensor}, "generator")
     if device in saved["generator"]:                             # a generator's state only fits the device it came from
         like_generator(saved["generator"][device], algorithm.generator, "generator")
     # What Adam is told is config's to say; and another version of torch has other names for it.
