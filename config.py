@@ -215,7 +215,7 @@ QUICK_TASK = {
 # ------------------------------------------------------------------------------------------------- the command line
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(message + "  (--help lists the options)")
+        raise UserError(" ".join(message.split()) + "  (--help lists the options)")
 
 
 def nearest(word: str, known) -> str:

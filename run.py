@@ -99,7 +99,7 @@ def check_row(path: Path, row: dict) -> None:
             ok = re.fullmatch(r"-?[0-9.]+(e[-+]?[0-9]+)?", value) and math.isfinite(float(value))
             ok = ok and (name != "success" or 0 <= float(value) <= 1)
         if not ok:
-            raise ValueError(f"{name[:40]} is {value[:40]!r} at step {row['step'][:20]}")
+            raise ValueError(f"{name[:40]!r} is {value[:40]!r} at step {row['step'][:20]!r}")
 
 
 def whole_lines(path: Path) -> bytes:
@@ -107,14 +107,14 @@ def whole_lines(path: Path) -> bytes:
     return content[: content.rfind(b"\n") + 1]
 
 
-def lines(table) -> bytes:
+def csv_bytes(table) -> bytes:
     text = io.StringIO(newline="")
     csv.writer(text).writerows(table)
     return text.getvalue().encode()
 
 
 def write_rows(path: Path, rows: list[dict], header) -> None:
-    write(path, lines([[*header], *([row.get(k, "") for k in header] for row in rows)]))
+    write(path, csv_bytes([[*header], *([row.get(k, "") for k in header] for row in rows)]))
 
 
 def append_row(path: Path, row: dict) -> None:
@@ -129,7 +129,7 @@ def append_row(path: Path, row: dict) -> None:
     if not set(row) <= set(header):
         write_rows(path, read_rows(path), [*header, *(k for k in row if k not in header)])
         return append_row(path, row)
-    line = lines([[row.get(k, "") for k in header]])
+    line = csv_bytes([[row.get(k, "") for k in header]])
     with open(path, "ab", buffering=0) as file:                  # without a buffer: what is refused is refused now
         file.truncate(len(old))
         try:

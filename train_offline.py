@@ -23,7 +23,7 @@ import data
 import envs
 import run as run_module
 from config import Config, UserError
-from tools.checkpoints import fit, like, like_generator, natural, naturals, same, tensors
+from tools.checkpoints import fit, like, like_generator, natural, same, tensors
 
 
 def prepare(config: Config, given: set[str]):
@@ -75,10 +75,9 @@ def restore(t) -> None:
             t.run.cut_rows_after(0)          # a run that died before its first checkpoint starts over
         return
     try:                                     # everything is looked at before anything is loaded or written
-        kinds = dict(algorithm=dict, online=dict(rows=natural, crc=natural, cuts=naturals), step=natural, episode=natural,
-                     stage=lambda stage: stage in ("offline", "online"), collecting=lambda c: c is None or isinstance(c, dict),
-                     config=dict, data=str, device=lambda name: name in ("cpu", "cuda"), batches=Tensor, acting=Tensor)
-        like(state, kinds)
+        like(state, dict(algorithm=dict, online=dict(rows=natural, crc=natural, cuts=[natural]), step=natural, episode=natural,
+                         stage=lambda stage: stage in ("offline", "online"), collecting=lambda it: it is None or isinstance(it, dict),
+                         config=dict, data=str, device=lambda name: name in ("cpu", "cuda"), batches=Tensor, acting=Tensor))
         before = config_module.from_plain(state["config"]).plain()
     except (UserError, ValueError) as error:
         raise not_ours(t, error) from None
@@ -119,19 +118,18 @@ def not_ours(t, error) -> UserError:
 
 
 def check_online(t, state) -> None:
-    """ValueError unless a checkpoint's counts agree: every step of stage 2 has stored one transition."""
-    rows, cuts, stage2 = state["online"]["rows"], state["online"]["cuts"], state["stage"] == "online"
-    counts = dict(rows=rows == (state["step"] - t.config.offline_steps if stage2 else 0), episode=state["episode"] >= stage2,
-                  improving=stage2 or state["algorithm"]["improving"] == t.algo.improving,
-                  cuts=cuts == sorted(cuts) and all(row < rows for row in cuts))
-    for name, agrees in counts.items():
+    """ValueError unless what a checkpoint says of stage 2 agrees with its step: each step has stored one transition."""
+    online, stage2 = state["online"], state["stage"] == "online"
+    like(state["collecting"], dict(first=natural, chunk=[torch.zeros(t.algo.action_dim)]) if stage2 else None, "collecting")
+    agree = dict(rows=online["rows"] == (state["step"] - t.config.offline_steps if stage2 else 0),
+                 cuts=online["cuts"] == sorted(online["cuts"]) and all(row < online["rows"] for row in online["cuts"]),
+                 improving=stage2 or state["algorithm"]["improving"] == t.algo.improving, episode=state["episode"] >= stage2)
+    if stage2:
+        agree |= dict(first=0 <= state["collecting"]["first"] - t.buffer.offline_size <= online["rows"],
+                      chunk=len(state["collecting"]["chunk"]) <= t.config.chunk)
+    for name, agrees in agree.items():
         if not agrees:
-            raise ValueError(f"{name} do not agree with step {state['step']} of stage {state['stage']}")
-    action = torch.zeros(t.algo.action_dim)
-    like(state["collecting"], dict(first=lambda row: natural(row) and 0 <= row - t.buffer.offline_size <= rows,
-                                   chunk=lambda chunk: type(chunk) is list and len(chunk) <= t.config.chunk) if stage2 else None, "collecting")
-    for part in state["collecting"]["chunk"] if stage2 else ():
-        like(part, action, "collecting.chunk")
+            raise ValueError(f"{name} does not agree with step {state['step']} of stage {state['stage']}")
 
 
 def save(t) -> None:

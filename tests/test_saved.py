@@ -30,6 +30,7 @@ from tools import checkpoints
 
 CONFIG = dict(task="lift", preset="quick", hidden=8, layers=2, batch_size=4, offline_steps=3, online_steps=50, warmup=1, resume=True, compile=False)
 OBS, ACTION = 19, 7
+EVALUATION = dict(zip(run.EVAL_COLUMNS, (3, "offline", 0.5, 2, 7.5, -7.5, 1.25)))
 
 
 def parts(one_run, stage="offline"):
@@ -53,7 +54,7 @@ def one_run(tmp_path_factory):
     t = parts(one)
     for t.step in (1, 2, 3):
         one.append("train.csv", dict(step=t.step, stage="offline", **{k: v.item() for k, v in train_offline.one_update(t).items()}))
-    one.append("eval.csv", dict(step=3, stage="offline", success=0.5, episodes=2, length=7.5, seconds=1.25, **{"return": -7.5}))
+    one.append("eval.csv", EVALUATION)
     run.save(one.offline, dict(algorithm=t.algo.state_dict(), step=t.step, identity=one.identity()))
     t.algo.start_online()
     t.stage, t.episode, t.collecting = "online", 2, dict(first=34, chunk=[torch.zeros(ACTION)] * 2)
@@ -410,13 +411,12 @@ def test_table_mutants(tmp_path, one_run, times):
 
 def test_what_read_rows_would_refuse_is_not_written(tmp_path):
     one = run.Run(tmp_path, build(CONFIG), {})
-    row = dict(step=3, stage="offline", success=0.5, episodes=2, length=7.5, seconds=1.25, **{"return": -7.5})
-    one.append("eval.csv", {k: row[k] for k in run.EVAL_COLUMNS})
-    with pytest.raises(UserError, match="return is 'nan' at step 4"):
-        one.append("eval.csv", row | {"step": 4, "return": float("nan")})
+    one.append("eval.csv", EVALUATION)
+    with pytest.raises(UserError, match="'return' is 'nan' at step '4'"):
+        one.append("eval.csv", EVALUATION | {"step": 4, "return": float("nan")})
     with open(tmp_path / "eval.csv", "ab") as file:
         file.write(b"4,offl")                                    # a power failure
-    one.append("eval.csv", row | dict(step=5))
+    one.append("eval.csv", EVALUATION | dict(step=5))
     assert [r["step"] for r in one.rows("eval.csv")] == ["3", "5"]
 
 

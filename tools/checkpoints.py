@@ -125,11 +125,7 @@ def read_newest(path: Path, set_aside: bool = False) -> dict | None:
 
 # ------------------------------------------------------------------------------------------------- is it what we expect?
 def natural(value) -> bool:
-    return type(value) is int and value >= 0
-
-
-def naturals(value) -> bool:
-    return type(value) is list and all(map(natural, value))
+    return type(value) is int and 0 <= value < 2**63
 
 
 def same(saved, value) -> bool:
@@ -151,7 +147,8 @@ def tensors(state, name: str = ""):
 
 def like(saved, expected, name: str = "its state") -> None:
     """ValueError, saying where, unless `saved` has the structure of `expected`: the same keys, the same type of everything,
-    tensors finite and of the same shape and dtype. A function in `expected` decides for itself; a type stands for its values."""
+    tensors finite and of the same shape and dtype. In `expected`, a type stands for its values, a list of one thing for any
+    number of such things, and a function decides for itself."""
     if isinstance(expected, type):
         ok = type(saved) is expected
     elif isinstance(expected, Tensor):
@@ -162,6 +159,10 @@ def like(saved, expected, name: str = "its state") -> None:
         ok = isinstance(saved, dict) and saved.keys() == expected.keys()
         for key in expected if ok else ():
             like(saved[key], expected[key], f"{name}.{key}")
+    elif isinstance(expected, list):
+        ok = type(saved) is list
+        for i, part in enumerate(saved if ok else ()):
+            like(part, expected[0], f"{name}.{i}")
     elif callable(expected):
         ok = expected(saved)
     else:
