@@ -61,7 +61,7 @@ def offline_state(t, path) -> dict | None:
         if state is None or not same(state.get("identity"), t.run.identity()):
             return None
         like(state, dict(algorithm=dict, step=lambda step: step == t.config.offline_steps, identity=dict))
-        return state | {"algorithm": fit(state["algorithm"], t.algo)}
+        return state | {"algorithm": fit(state["algorithm"], t.algo, trained=state["step"] > 0)}
     except (UserError, ValueError) as error:
         print(f"{path} is left out: {error}")
         return None
@@ -97,7 +97,7 @@ def restore(t) -> None:
     if state["data"] != t.run.source["sha256"]:
         raise UserError(f"--resume: the data have changed since {t.run.folder} was started")
     try:
-        algorithm = fit(state["algorithm"], t.algo)
+        algorithm = fit(state["algorithm"], t.algo, trained=state["step"] > (0 if t.config.offline_steps else t.config.warmup))
         check_online(t, state)
         like_generator(state["acting"], t.acting, "acting")
         if state["device"] == t.buffer.device.type:      # a generator's state only fits the device it came from

@@ -180,14 +180,15 @@ def like_generator(saved, generator: torch.Generator, name: str) -> None:
         raise ValueError(f"{name} is no state of a generator") from None
 
 
-def fit(saved, algorithm) -> dict:
-    """An algorithm's saved state, ready for load_state_dict(). ValueError, saying where, if it is another one's."""
+def fit(saved, algorithm, trained: bool = False) -> dict:
+    """An algorithm's saved state, ready for load_state_dict(). ValueError, saying where, if it is another one's. trained: Adam
+    has made a step, so its averages must be there."""
     live, device = algorithm.state_dict(), algorithm.device.type
     like(saved, live | dict(optimizer=dict, generator=dict), "algorithm")
     like(saved["optimizer"], dict(state=dict, param_groups=list), "optimizer")
     weights = [p for group in algorithm.optimizer.param_groups for p in group["params"]]
     moments = {i: dict(step=torch.tensor(0.0), exp_avg=w, exp_avg_sq=w) for i, w in enumerate(weights)}
-    like(saved["optimizer"]["state"], moments if saved["optimizer"]["state"] else {}, "optimizer.state")      # {}: no step yet
+    like(saved["optimizer"]["state"], moments if trained or saved["optimizer"]["state"] else {}, "optimizer.state")
     like(saved["generator"], {"cuda" if "cuda" in saved["generator"] else "cpu": Tensor}, "generator")
     if device in saved["generator"]:                             # a generator's state only fits the device it came from
         like_generator(saved["generator"][device], algorithm.generator, "generator")
