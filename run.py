@@ -165,18 +165,19 @@ def load(folder: str | Path, device: str = "cpu"):
         raise UserError(f"{folder} holds no checkpoint yet")
     task = envs.task(config.task)
     try:
-        said = state.get("config") or state["identity"]          # by checkpoint.pt, by offline.pt
+        # checkpoint.pt has the run's knobs, offline.pt those that stage 1 reads
+        said, stage = (state["config"], state["stage"]) if "config" in state else (state["identity"], "offline")
         for f in dataclasses.fields(config):
             if f.metadata["group"] != "run" and f.name in said and not same(said[f.name], config.plain()[f.name]):
                 raise ValueError(f.name)
+        if stage not in ("offline", "online"):
+            raise ValueError("stage")
         stored = sum(w.untyped_storage().nbytes() for w in state["algorithm"]["critic"].values())
         if 4 * config.ensemble * config.hidden * (config.hidden * (config.layers - 1) + config.chunk) > stored:
             raise ValueError("size")                             # before networks are made that this machine cannot hold
         policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
         policy.load_state_dict(fit(state["algorithm"], policy))
-        policy.step, policy.stage = state["step"], state.get("stage", "offline")
-        if policy.stage not in ("offline", "online"):
-            raise ValueError("stage")
+        policy.step, policy.stage = state["step"], stage
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"the checkpoint in {folder} does not fit the networks that its config.json describes ({error})") from None
     return policy
