@@ -233,8 +233,9 @@ class Run:
         if count:
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 body = file.read(count * 4)
-        rows = torch.frombuffer(bytearray(body), dtype=torch.float32) if len(body) >= 4 else torch.empty(0)
-        if len(body) != count * 4 or zlib.crc32(body) != saved["crc"] or not rows.isfinite().all():
+        whole = len(body) == count * 4 and zlib.crc32(body) == saved["crc"]
+        rows = torch.frombuffer(bytearray(body), dtype=torch.float32) if whole and count else torch.empty(0)
+        if not whole or not rows.isfinite().all():
             raise UserError(f"{path} does not hold the {saved['rows']} transitions of {self.checkpoint}; delete both to start stage 2 over")
         buffer.load_online(rows, saved["cuts"])
         self.stored, self.crc = saved["rows"], saved["crc"]
