@@ -514,10 +514,10 @@ def undisturbed(generated, tmp_path_factory):
     return next(folder.glob("runs/*/*/*/*/seed0"))
 
 
-@pytest.mark.parametrize("where, nth", [("run.append_row", 13)] + [
-    pytest.param(*point, marks=pytest.mark.slow) for point in (
-        ("run.append_row", 1), ("run.append_row", 4), ("run.save", 1), ("run.save", 2), ("run.save", 3), ("run.Run.save_online", 2), ("run.draw_curve", 1),
-        ("run.Run.write_config", 1))])
+@pytest.mark.slow
+@pytest.mark.parametrize("where, nth", [
+    ("run.append_row", 13), ("run.append_row", 1), ("run.append_row", 4), ("run.save", 1), ("run.save", 2), ("run.save", 3),
+    ("run.Run.save_online", 2), ("run.draw_curve", 1), ("run.Run.write_config", 1)])
 def test_run_on_a_full_disk_stops_and_goes_on(where, nth, undisturbed, small_disk, generated, tmp_path, monkeypatch):
     """The disk fills up before the nth call; with space, --resume ends in the tables and weights of the undisturbed run."""
     disk, fill = small_disk
