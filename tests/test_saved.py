@@ -155,7 +155,7 @@ def wrong(value, draw):
     choices = [None, "word", -1, 10**30, 0.5, (value, value), [value], {"a": value}, b"bytes", {1, 2}, torch.zeros(0)]
     if isinstance(value, torch.Tensor):
         choices += 3 * [torch.cat([value.reshape(-1)] * 2), value.tolist(), torch.zeros(1, dtype=value.dtype).expand(10**6, 10**6), value[None],
-                        value.to(torch.complex64), value.to(torch.float64) if value.dtype != torch.float64 else value.half()]
+                        value.half() if value.is_floating_point() else value.to(torch.float64)]
         if value.is_floating_point():
             choices += 4 * [torch.full_like(value, x) for x in (float("nan"), float("inf"))]
     elif isinstance(value, bool):
