@@ -258,6 +258,21 @@ def test_whole_checkpoints_with_wrong_content(one_run, times):
     assert refused > 40 * times
 
 
+@pytest.mark.parametrize("place, value", [
+    ("algorithm optimizer state", {}), ("algorithm actor mlp.linears.0.bias", torch.zeros(8).half()), ("algorithm improving", 1), ("step", 9),
+    ("stage", "offline"), ("episode", 0), ("online rows", 4), ("online cuts", [5]), ("online cuts", [3, 2]), ("online crc", 1), ("collecting", None),
+    ("collecting first", 36), ("collecting chunk", [torch.zeros(ACTION)] * 6), ("device", "tpu"), ("data", "another"), ("config hidden", 9),
+    ("config eval_every", True)])
+def test_a_checkpoint_that_contradicts_itself_or_the_run(place, value, one_run):
+    state = parent = run.read(one_run.checkpoint)
+    *above, key = place.split()
+    for step in above:
+        parent = parent[step]
+    parent[key] = value
+    with in_place(one_run.checkpoint, container(stored(state))):
+        assert try_restore(one_run) is None
+
+
 @pytest.mark.filterwarnings("ignore")                            # torch's, about what it is asked to put together
 def test_whole_checkpoints_of_random_structure(one_run, times):
     """Fresh checksums, wrong bytes in the pickle. Some say something else that is possible (another episode number, two tensors
