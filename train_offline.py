@@ -79,6 +79,9 @@ def restore(t) -> None:
                          stage=lambda stage: stage in ("offline", "online"), collecting=lambda it: it is None or isinstance(it, dict),
                          config=dict, data=str, device=lambda name: name in ("cpu", "cuda"), batches=Tensor, acting=Tensor))
         before = config_module.from_plain(state["config"]).plain()
+        stage2 = state["step"] - before["offline_steps"]         # each of its steps has stored one transition
+        if state["online"]["rows"] != (stage2 if state["stage"] == "online" else 0) or state["stage"] == "offline" and stage2 > 0:
+            raise ValueError("its step, stage and transitions do not agree")
     except (UserError, ValueError) as error:
         raise not_ours(t, error) from None
     if state["stage"] == "offline" and offline_state(t, t.run.offline):
@@ -118,12 +121,11 @@ def not_ours(t, error) -> UserError:
 
 
 def check_online(t, state) -> None:
-    """ValueError unless what a checkpoint says of stage 2 agrees with its step: each step has stored one transition."""
+    """ValueError unless what a checkpoint says of stage 2 agrees with itself."""
     online, stage2 = state["online"], state["stage"] == "online"
     like(state["collecting"], dict(first=natural, chunk=[torch.zeros(t.algo.action_dim)]) if stage2 else None, "collecting")
-    agree = dict(rows=online["rows"] == (state["step"] - t.config.offline_steps if stage2 else 0),
-                 cuts=online["cuts"] == sorted(online["cuts"]) and all(row < online["rows"] for row in online["cuts"]),
-                 improving=stage2 or state["algorithm"]["improving"] == t.algo.improving, episode=state["episode"] >= stage2)
+    agree = dict(cuts=online["cuts"] == sorted(online["cuts"]) and all(row < online["rows"] for row in online["cuts"]),
+                 episode=state["episode"] >= stage2, improving=stage2 or state["algorithm"]["improving"] == t.algo.improving)
     if stage2:
         agree |= dict(first=0 <= state["collecting"]["first"] - t.buffer.offline_size <= online["rows"],
                       chunk=len(state["collecting"]["chunk"]) <= t.config.chunk)
