@@ -5,6 +5,7 @@
 """
 import collections
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ import config as config_module
 import envs
 import run as run_module
 from config import UserError
-from train_offline import interruptible, loop, offline_stage, one_update, prepare, restore
+from train_offline import interruptible, loop, offline_stage, offline_state, one_update, prepare, restore
 
 
 class Collector:
@@ -117,10 +118,10 @@ def online_stage(t) -> None:
 
 def take_offline(t) -> bool:
     """Loads stage 1 from this folder's offline.pt or a sibling's -> whether there was one."""
-    path = t.run.find_offline()
+    siblings = sorted(Path(t.config.out).glob(f"{t.config.task}/*/*/*/seed{t.config.seed}/offline.pt"))
+    path, state = next(((path, state) for path in [t.run.offline, *siblings] if (state := offline_state(t, path))), (None, None))
     if path is None:
         return False
-    state = run_module.read(path)
     t.algo.load_state_dict(state["algorithm"])
     t.step = state["step"]
     t.run.cut_rows_after(t.step)

@@ -122,10 +122,19 @@ def _attempt(make, path: Path, index: int) -> int:
     episode = make(index)                                  # None (a failure) is recorded too: it need not be tried again
     buffer = io.BytesIO()
     np.savez(buffer, **(episode or {}))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)                            # a part is whole or absent
+    _whole(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
     return index
+
+
+def _whole(path: Path, write) -> None:
+    """write(a temporary file), which then gets its name: never a half file under that. UserError when it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+    except (OSError, RuntimeError) as error:               # a full disk: h5py reports it as either
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {files.in_one_line(error)}; finished episodes are kept, the same command goes on from them") from None
+    os.replace(temporary, path)
 
 
 def _read_part(path: Path) -> dict:
@@ -174,9 +183,7 @@ def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, la
 
 
 def _assemble(path: Path, write, **origin) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)                            # never a half file under the final name
+    _whole(path, write)
     simulators = {d.name: d.version for d in metadata.distributions() if d.name in ("mujoco", "robosuite", "ogbench", "numpy")}
     files.remember(path, files.record_of(path), generator=VERSION, seed=envs.DATA_SEED, **origin, versions=simulators)
 
