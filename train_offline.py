@@ -137,19 +137,31 @@ def interruptible(t):
         t.evaluator.close()
 
 
+@contextlib.contextmanager
+def saying_where(t):
+    """What simulators and evaluation complain of, with the step."""
+    try:
+        yield
+    except UserError as error:
+        kept = f"; the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else ""
+        raise UserError(f"step {t.step}: {error}{kept}") from None
+
+
 def evaluate(t) -> None:
-    """One row of eval.csv, if this step is due one and has none."""
+    """One row of eval.csv, if this step is due one and has none, and the curve."""
     c = t.config
     ends = (c.offline_steps, c.offline_steps + c.online_steps)
-    if t.step % c.eval_every and t.step not in ends or any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+    if t.step % c.eval_every and t.step not in ends:
         return
-    episodes = c.final_episodes if t.step in ends else c.eval_episodes
-    result = t.evaluator(t.algo.act, episodes)
-    t.success = result["success"]
-    t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
-                                  length=result["length"], **{"return": result["return"]},
-                                  seconds=round(time.time() - t.run.started, 1)))
-    t.run.draw()
+    if not any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+        episodes = c.final_episodes if t.step in ends else c.eval_episodes
+        with saying_where(t):
+            result = t.evaluator(t.algo.act, episodes)
+        t.success = result["success"]
+        t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
+                                      length=result["length"], **{"return": result["return"]},
+                                      seconds=round(time.time() - t.run.started, 1)))
+    t.run.draw()                                                  # also where a run died while drawing
 
 
 def loop(t, stage: str, last: int, one_step) -> None:
@@ -163,7 +175,6 @@ def loop(t, stage: str, last: int, one_step) -> None:
             t.busy = True
             t.info = one_step()
             t.step += 1
-            t.busy = False
             bar.update()
             trained += t.info is not None
             if trained == 5:                                      # the first update may have compiled for a minute
@@ -175,6 +186,7 @@ def loop(t, stage: str, last: int, one_step) -> None:
                               "runs the same algorithm at a smaller size in minutes")
             if t.info and (t.step % c.log_every == 0 or t.step == last):
                 t.run.append("train.csv", dict(step=t.step, stage=stage, **check_finite(t)))
+            t.busy = False                                        # from here on this step is whole, its row included
             if t.interrupt:
                 raise Interrupted
             due = t.step % c.eval_every == 0 or t.step == last
