@@ -15,9 +15,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import envs  # noqa: E402
 
-WORDS = ("--task toy --data toy.npz --preset quick --hidden 16 --layers 2 --batch-size 8 --warmup 5 --eval-episodes 3 --log-every 5 "
-         "--workers 2 --threads 1 --precision fp32")
-
 
 class Toy(gymnasium.Env):
     observation_space, action_space = gymnasium.spaces.Box(-9, 9, (3,)), gymnasium.spaces.Box(-1, 1, (2,))
