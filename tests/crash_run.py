@@ -72,6 +72,7 @@ def main() -> None:
             wrap(place, functools.partial(announced, phase))
     for place in MOMENTS:
         wrap(place, functools.partial(told, 0.02 if place.startswith("os:") else 0))
+    envs.register("toy", toy.Toy, toy.TASK.horizon)
     what, *sys.argv[1:] = sys.argv[1:]
     if what == "train":
         config.main(train_online.main)

@@ -107,7 +107,7 @@ def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
 # ------------------------------------------------------------------------------------- simulators that fail (tests/toy.py)
 def toy_rows(episode, count, act):
     """The first transitions of an episode of toy, by hand: obs, action, reward, next_obs side by side."""
-    env, rows = envs.make("toy"), []
+    env, rows = envs.OwnEnv(toy.TASK), []
     obs, _ = env.reset(seed=envs.training_seed(7, episode))
     while len(rows) < count:
         for action in act(obs[None], None)[0].numpy():
@@ -139,20 +139,15 @@ def stored(t):
             for i in range(t.buffer.size - 4)]
 
 
-def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(failing, monkeypatch, capsys):
+def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(failing, capsys):
     t, order = failing
-    make_toy = functools.partial(envs.OwnEnv, envs.task("toy"))
     collector = train_online.Collector(t)
-    order("start1 dies", "reset1 raises", "step4 hangs")                       # each is met by the next process in turn
-    for _ in range(3 + 2):
+    order("start1 dies", "reset1 raises", "step4 hangs", "step5 dies", "reset2 dies")        # one process after another meets one
+    for _ in range(21):
         collector.step()
-    order("step3 dies", "reset2 dies")
-    for _ in range(13 + 1):
-        collector.step()
-    monkeypatch.setattr(envs, "make", lambda name: make_toy())                 # by hand, without failures
-    expected = [row for episode, count in ((2, 3), (3, 2), (4, 13), (6, 1)) for row in toy_rows(episode, count, steady)]
+    expected = [row for episode, count in ((2, 3), (3, 4), (4, 13), (6, 1)) for row in toy_rows(episode, count, steady)]
     assert np.array_equal(stored(t), np.float32(expected))
-    assert t.buffer.cuts == [2, 4] and t.buffer.online["terminals"][:19].tolist() == [float(i in (2, 4, 17)) for i in range(19)]
+    assert t.buffer.cuts == [2, 6] and t.buffer.online["terminals"][:21].tolist() == [float(i in (2, 6, 19)) for i in range(21)]
     said = capsys.readouterr().out
     assert [part.split(")")[0] for part in said.split("was lost (")[1:]] == [
         "its process ended with exit code 7", "ValueError out of joint", "no answer in 3 seconds", "its process ended with exit code 7",
@@ -164,7 +159,7 @@ def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(
     collector.close()
 
 
-def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failing, monkeypatch):
+def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failing):
     t, order = failing
     first = train_online.Collector(t)
     for _ in range(4):
@@ -176,8 +171,6 @@ def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failin
     collector.step()
     collector.close()
     assert t.buffer.cuts == [3] and collector.lost == 1
-    make_toy = functools.partial(envs.OwnEnv, envs.task("toy"))
-    monkeypatch.setattr(envs, "make", lambda name: make_toy())
     assert np.array_equal(stored(t), np.float32(toy_rows(0, 4, steady) + toy_rows(1, 1, steady)))
 
 
