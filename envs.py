@@ -280,8 +280,9 @@ START_PATIENCE = 300        # ... until its first answer: it imports and builds 
 class Simulators:
     """`count` environments, make() each, in processes of their own: spawned, which is safe on macOS and beside torch's threads.
 
-    send() neither waits nor fails: whatever goes wrong, from starting up on, is met in answers(). (gymnasium's AsyncVectorEnv
-    builds one environment in the main process too, and waits without end for processes that start.)
+    send() neither waits nor fails: whatever goes wrong in a process, its start included, is met in answers(). (gymnasium's
+    AsyncVectorEnv builds one environment in the main process too, and waits without end for processes that start.)
+    SimulatorLost where none can be started.
     """
 
     def __init__(self, make, count: int):
@@ -299,6 +300,9 @@ class Simulators:
                     theirs.close()               # so that the pipe ends where the process does
                     self.processes.append(process)
                     self.pipes.append(mine)
+        except OSError as error:                 # no more processes, memory or files
+            self.close()
+            raise SimulatorLost(f"no process could be started: {error.strerror}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 

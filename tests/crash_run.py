@@ -65,16 +65,17 @@ def episode(_, *numbers) -> dict:
 def main() -> None:
     import config
     import envs
-    import train_online
     from tools import demos
-    for phase, places in PHASES.items():
-        for place in places:
-            wrap(place, functools.partial(announced, phase))
-    for place in MOMENTS:
-        wrap(place, functools.partial(told, 0.02 if place.startswith("os:") else 0))
-    envs.register("toy", toy.Toy, toy.TASK.horizon)
     what, *sys.argv[1:] = sys.argv[1:]
+    here = lambda place: what == "train" or place.startswith(("os:", "tools.demos:"))                # noqa: E731  demos: without torch
+    for phase, places in PHASES.items():
+        for place in filter(here, places):
+            wrap(place, functools.partial(announced, phase))
+    for place in filter(here, MOMENTS):
+        wrap(place, functools.partial(told, 0.02 if place.startswith("os:") else 0))
     if what == "train":
+        import train_online
+        envs.register("toy", toy.Toy, toy.TASK.horizon)
         config.main(train_online.main)
     else:
         demos._play = demos._aimed = episode

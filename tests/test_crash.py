@@ -15,6 +15,7 @@ import time
 import pytest
 import torch
 
+import crash_run
 import envs
 import run
 import test_fetch
@@ -22,6 +23,7 @@ import toy
 from conftest import ROOT
 from test_fetch import host  # noqa: F401  a fixture
 from test_scripts import rows
+from tools import demos
 
 TOY = ("train --task toy --data {}/toy.npz --preset quick --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 --online-steps 40 --warmup 5 "
        "--eval-every 12 --eval-episodes 3 --log-every 5 --workers 2 --threads 1 --precision fp32 --resume")
@@ -180,12 +182,31 @@ def test_a_killed_run_leaves_no_worker_behind_that_hangs(tmp_path):
     process.communicate(timeout=60)                              # the worker holds the pipe too
 
 
+def test_a_set_whose_maker_was_killed_while_tidying_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(demos, "_play", crash_run.episode)
+    make = lambda: demos.generate(envs.task("cube-single-task2"), 80, tmp_path, workers=1)[0]        # noqa: E731
+    with monkeypatch.context() as killed:                        # with the set and its record there, the attempts too
+        killed.setattr(demos.shutil, "rmtree", lambda *_, **__: None)
+        path = make()
+    left, record = {p.name for p in tmp_path.iterdir()}, demos.files.record_of(path)
+    first, set_ = demos.files.recorded(path, record), path.read_bytes()
+    with monkeypatch.context() as killed:                        # ... and before the record: it is assembled once more
+        killed.setattr(demos, "_attempt", None)                  # from attempts that are there
+        killed.setattr(demos.shutil, "rmtree", lambda *_, **__: None)
+        record.unlink()
+        assert {p.name for p in tmp_path.iterdir()} < left and make() == path
+    assert demos.files.recorded(path, record)["sha256"] == first["sha256"] and path.read_bytes() == set_
+    monkeypatch.setattr(demos, "_attempts", None)
+    make()                                                       # whoever comes next tidies up
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, record.name}
+
+
 # ------------------------------------------------------------------------------------------------------- the long version
 total = collections.Counter()
 
 
 def draw_kills(draw, phases, how=signal.SIGKILL) -> list:
-    return [(phase, draw.randint(1, KILLS[phase] // 3), draw.uniform(0, 0.02), how) for phase in phases]
+    return [(phase, draw.randint(1, KILLS[phase] // 3), draw.uniform(0, 0.2 if phase == "generation" else 0.02), how) for phase in phases]
 
 
 @pytest.mark.slow
@@ -205,13 +226,12 @@ def test_many_kills_of_runs(undisturbed, tmp_path):
 @pytest.mark.slow
 def test_many_kills_of_generation(tmp_path):
     draw, sets = random.Random(1), []
-    for life in range(4):
+    for life in range(4):                                        # the first is left alone
         folder = tmp_path / str(life)
         folder.mkdir()
-        if life:                                                 # the first is left alone
-            total.update(survive(folder, "demos", [("generation", draw.randint(1, 9), draw.uniform(0, 0.2)) for _ in range(3)] + draw_kills(draw, ["generation"])))
-        sets.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"})
-        assert len(list(folder.rglob("*"))) == 3, list(folder.rglob("*"))          # data, the set, its record
+        total.update(survive(folder, "demos", draw_kills(draw, ["generation"] * 4 * (life > 0))))
+        sets.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.npz")})
+        assert len(list(folder.rglob("*"))) == 3, list(folder.rglob("*"))                           # a folder, the set, its record
         assert sets[-1] == sets[0]
     assert total["generation"] >= 8
 

@@ -182,6 +182,17 @@ def test_a_start_that_never_answers_counts_as_hung(failing, monkeypatch):
         train_online.Collector(t).step()
 
 
+def test_a_process_that_cannot_be_started_counts_as_lost(failing, monkeypatch):
+    import errno
+    import multiprocessing.process
+
+    def refuse(self):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    with pytest.raises(UserError, match="failed 6 times, the last with: no process could be started: Resource"):
+        train_online.Collector(failing[0]).step()
+
+
 @pytest.mark.parametrize("failure, says", [("step2 says nan", "observation or reward"), ("step2 pays inf", "observation or reward"),
                                           (None, "action of the policy")])
 def test_numbers_that_are_not_finite_stop_collecting_and_evaluating(failing, tmp_path, failure, says):
