@@ -1,10 +1,7 @@
-"""What test_crash.py kills: a run, or the generation of a set, that says where it is.
+"""What test_crash.py kills: a process that says where it is, in which train_online.py runs, or a set is generated.
 
-    python crash_run.py train WORDS...          train_online.py, which knows the task toy too
-    python crash_run.py demos                   a set of play data whose episodes cost nothing
-
-Lines go to the file descriptor in $SAY_TO: "+saving" and "-saving" around a phase, "." at a moment within one. Saving is
-slowed down on purpose, at every fsync and rename, so that a kill can fall between any two of them.
+It says "+saving" and "-saving" around a phase, "." at a moment within one. Saving is slowed down on purpose, at every fsync
+and rename, so that a kill can fall between any two of them.
 """
 import functools
 import os
@@ -35,7 +32,7 @@ def wrap(place: str, around) -> None:
 
 
 def say(word: str) -> None:
-    os.write(int(os.environ["SAY_TO"]), word.encode() + b"\n")
+    os.write(mouth, word.encode() + b"\n")          # at once, with no buffer that a kill could empty
 
 
 def announced(phase: str, call):
@@ -62,25 +59,28 @@ def episode(_, *numbers) -> dict:
     return {"observations": np.random.default_rng(numbers).normal(size=(41, 3)), "terminals": np.arange(41) == 40}
 
 
-def main() -> None:
+def live(folder, words: list[str], mouth_, output) -> None:
+    """In a new process: train_online.py with `words`, or, without any, the generation of a set whose episodes cost nothing."""
+    global mouth
     import config
     import envs
+    import train_online
     from tools import demos
-    what, *sys.argv[1:] = sys.argv[1:]
-    here = lambda place: what == "train" or place.startswith(("os:", "tools.demos:"))                # noqa: E731  demos: without torch
+    os.setsid()                                # a process group of its own, as a terminal gives
+    os.chdir(folder)
+    mouth = mouth_.fileno()
+    for fd in (1, 2):
+        os.dup2(output.fileno(), fd)
+    output.close()
     for phase, places in PHASES.items():
-        for place in filter(here, places):
+        for place in places:
             wrap(place, functools.partial(announced, phase))
-    for place in filter(here, MOMENTS):
+    for place in MOMENTS:
         wrap(place, functools.partial(told, 0.02 if place.startswith("os:") else 0))
-    if what == "train":
-        import train_online
+    if words:
+        sys.argv = ["train_online.py", *words]
         envs.register("toy", toy.Toy, toy.TASK.horizon)
         config.main(train_online.main)
     else:
         demos._play = demos._aimed = episode
         config.main(lambda: demos.generate(envs.task("cube-single-task2"), 600, Path("data"), 0.3, workers=2))
-
-
-if __name__ == "__main__":                     # worker processes import this file again: they are not slowed down
-    main()
