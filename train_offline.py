@@ -123,12 +123,13 @@ def not_ours(t, error) -> UserError:
 def check_online(t, state) -> None:
     """ValueError unless what a checkpoint says of stage 2 agrees with itself."""
     online, stage2 = state["online"], state["stage"] == "online"
-    like(state["collecting"], dict(first=natural, chunk=[torch.zeros(t.algo.action_dim)]) if stage2 else None, "collecting")
+    maybe = lambda first: first is None or natural(first)        # noqa: E731  None: no episode has begun
+    like(state["collecting"], dict(first=maybe, chunk=[torch.zeros(t.algo.action_dim)]) if stage2 else None, "collecting")
+    first, chunk = (state["collecting"][name] for name in ("first", "chunk")) if stage2 else (None, [])
     agree = dict(cuts=online["cuts"] == sorted(online["cuts"]) and all(row < online["rows"] for row in online["cuts"]),
-                 episode=state["episode"] >= stage2, improving=stage2 or state["algorithm"]["improving"] == t.algo.improving)
-    if stage2:
-        agree |= dict(first=0 <= state["collecting"]["first"] - t.buffer.offline_size <= online["rows"],
-                      chunk=len(state["collecting"]["chunk"]) <= t.config.chunk)
+                 first=first is None or 0 <= first - t.buffer.offline_size <= online["rows"],
+                 chunk=len(chunk) <= (0 if first is None else t.config.chunk), episode=state["episode"] >= (first is not None),
+                 improving=stage2 or state["algorithm"]["improving"] == t.algo.improving)
     for name, agrees in agree.items():
         if not agrees:
             raise ValueError(f"{name} does not agree with step {state['step']} of stage {state['stage']}")
@@ -190,19 +191,31 @@ def interruptible(t):
         t.evaluator.close()
 
 
+@contextlib.contextmanager
+def saying_where(t):
+    """What simulators and evaluation complain of, with the step."""
+    try:
+        yield
+    except UserError as error:
+        kept = f"; the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else ""
+        raise UserError(f"step {t.step}: {error}{kept}") from None
+
+
 def evaluate(t) -> None:
-    """One row of eval.csv, if this step is due one and has none."""
+    """One row of eval.csv, if this step is due one and has none, and the curve."""
     c = t.config
     ends = (c.offline_steps, c.offline_steps + c.online_steps)
-    if t.step % c.eval_every and t.step not in ends or any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+    if t.step % c.eval_every and t.step not in ends:
         return
-    episodes = c.final_episodes if t.step in ends else c.eval_episodes
-    result = t.evaluator(t.algo.act, episodes)
-    t.success = result["success"]
-    t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
-                                  length=result["length"], **{"return": result["return"]},
-                                  seconds=round(time.time() - t.run.started, 1)))
-    t.run.draw()
+    if not any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+        episodes = c.final_episodes if t.step in ends else c.eval_episodes
+        with saying_where(t):
+            result = t.evaluator(t.algo.act, episodes)
+        t.success = result["success"]
+        t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
+                                      length=result["length"], **{"return": result["return"]},
+                                      seconds=round(time.time() - t.run.started, 1)))
+    t.run.draw()                                                  # also where a run died while drawing
 
 
 def loop(t, stage: str, last: int, one_step) -> None:
@@ -216,7 +229,6 @@ def loop(t, stage: str, last: int, one_step) -> None:
             t.busy = True
             t.info = one_step()
             t.step += 1
-            t.busy = False
             bar.update()
             trained += t.info is not None
             if trained == 5:                                      # the first update may have compiled for a minute
@@ -228,6 +240,7 @@ def loop(t, stage: str, last: int, one_step) -> None:
                               "runs the same algorithm at a smaller size in minutes")
             if t.info and (t.step % c.log_every == 0 or t.step == last):
                 t.run.append("train.csv", dict(step=t.step, stage=stage, **check_finite(t)))
+            t.busy = False                                        # from here on this step is whole, its row included
             if t.interrupt:
                 raise Interrupted
             due = t.step % c.eval_every == 0 or t.step == last

@@ -61,7 +61,7 @@ def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, 
 
 
 def _demonstrations(task: envs.Task, size: int, path: Path, workers: int) -> Path:
-    if not path.exists():
+    if not _finished(path):
         with _parts(path) as parts:                        # only successes are kept, as in the official sets
             chosen, tried = _attempts(functools.partial(_demonstration, task.name), parts, "demo", size, lambda e: 1, workers,
                                       f"demonstrations of {task.name}")
@@ -70,7 +70,7 @@ def _demonstrations(task: envs.Task, size: int, path: Path, workers: int) -> Pat
 
 
 def _play_set(task: envs.Task, size: int, path: Path, goal_share: float, workers: int, first: int) -> None:
-    if path.exists():
+    if _finished(path):
         return
     with _parts(path) as parts:
         aimed, chosen, tried = int(size * goal_share), [], {}
@@ -84,10 +84,23 @@ def _play_set(task: envs.Task, size: int, path: Path, goal_share: float, workers
                   attempts=tried, first=first)
 
 
+def _parts_of(path: Path) -> Path:
+    return path.with_name(path.name + ".parts")
+
+
+def _finished(path: Path) -> bool:
+    """Whether the set is there, with its record (which a user may delete, but only after the attempts went). What a process
+    left that was killed while tidying up goes now."""
+    if not path.exists() or _parts_of(path).exists() and not files.record_of(path).exists():
+        return False
+    shutil.rmtree(_parts_of(path), ignore_errors=True)
+    return True
+
+
 @contextlib.contextmanager
 def _parts(path: Path):
     """The folder of a set's finished attempts; it goes when the set is there."""
-    parts = path.with_name(path.name + ".parts")
+    parts = _parts_of(path)
     parts.mkdir(parents=True, exist_ok=True)
     yield parts
     shutil.rmtree(parts)
