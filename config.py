@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import difflib
 import os
+import reprlib
 import signal
 import sys
 from dataclasses import dataclass, field, fields
@@ -26,6 +27,8 @@ METHODS = {          # name: (family, its own settings as App. A.2 has them); wi
 }
 DRIFT, FLOW, FQL, MVP = ("dfp", "dfp-no-topk"), ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql"), ("mvp", "mvp-topk")
 TOPK = (*DRIFT, "mvp-topk")
+SOURCES = ("auto", "official", "generated")          # of data, besides a file of one's own
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
 
 
 class UserError(Exception):
@@ -35,6 +38,18 @@ class UserError(Exception):
 def knob(default, help, group="both", choices=None, only=()):
     """only: the methods that read it (none named: all); given to another one it is refused."""
     return field(default=default, metadata={"help": help, "group": group, "choices": choices, "only": only})
+
+
+def wrong_type(f: dataclasses.Field, value) -> str:
+    """Why this is no value for the knob, whichever its range; "" if it is one. An int may stand for a float, a bool for nothing else."""
+    kind, choices = type(f.default), f.metadata["choices"]
+    numeric = (int, float) if kind in (float, tuple) else kind
+    several = value if isinstance(value, tuple) else (value,)
+    if isinstance(value, tuple) != (kind is tuple) or not all(isinstance(v, numeric) and isinstance(v, bool) == (kind is bool) for v in several):
+        return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
+    if kind in (int, float, tuple) and not all(abs(v) < 2**31 for v in several):                  # nor is nan
+        return f"must be below 2^31, and is {reprlib.repr(value)}"
+    return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}" if choices and value not in choices else ""
 
 
 @dataclass
@@ -112,22 +127,20 @@ class Config:
         def need(ok, message):
             if not ok:
                 raise UserError(message)
+        for f in fields(self):
+            wrong = wrong_type(f, getattr(self, f.name))
+            need(not wrong, f"--{f.name.replace('_', '-')} {wrong}")
         for name in ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed"):
             need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
         for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
                      "num_candidates", "top_k", "flow_steps", "time_std", "mix_size", "eval_every", "eval_episodes",
                      "final_episodes", "log_every"):
-            need(0 < getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be positive")
+            need(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be positive")
         for name in ("discount", "target_rate", "ema_rate"):
             need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
         need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
-        sources = ("auto", "official", "generated")
-        need(self.data in sources or os.path.isfile(self.data),
-             f"--data {self.data!r} is none of {', '.join(sources)}{nearest(self.data, sources)} Nor is it a file")
-        need(self.seed < 2**31, "--seed must be below 2^31")
         for name in ("bc_weight", "topk_weight", "distill_weight", "ivc_weight"):
-            need(0 <= getattr(self, name) < float("inf"), f"--{name.replace('_', '-')} must be a number not below 0")
-        need(abs(self.time_mean) < float("inf"), "--time-mean must be a number")
+            need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
         need(self.temperatures and all(t > 0 for t in self.temperatures), "--temperatures must be positive numbers")
         need(self.top_k <= self.num_candidates,
              f"--top-k {self.top_k} cannot exceed --num-candidates {self.num_candidates}: K of N are kept")
@@ -204,7 +217,7 @@ QUICK_TASK = {
 # ------------------------------------------------------------------------------------------------- the command line
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(message + "  (--help lists the options)")
+        raise UserError(" ".join(message.split()) + "  (--help lists the options)")
 
 
 def nearest(word: str, known) -> str:
@@ -213,8 +226,16 @@ def nearest(word: str, known) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def known_only(knobs) -> None:
+    names = [f.name for f in fields(Config)]
+    for name in knobs:
+        if name not in names:
+            raise UserError(f"{reprlib.repr(name)} is no knob{nearest(name, names)}")
+
+
 def build(given: dict) -> Config:
     """A checked Config from the knobs given by name, in the order of precedence at the top of this file."""
+    known_only(given)
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
     for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
         if value not in known:
@@ -233,6 +254,16 @@ def build(given: dict) -> Config:
     if "eval_episodes" in given:
         values["final_episodes"] = given["eval_episodes"]
     config = Config(**values | given)
+    config.check()
+    if config.data not in SOURCES and not os.path.isfile(config.data):
+        raise UserError(f"--data {config.data!r} is none of {', '.join(SOURCES)}{nearest(config.data, SOURCES)} Nor is it a file")
+    return config
+
+
+def from_plain(knobs: dict) -> Config:
+    """What Config.plain() gave, from a file. A knob that the file's version did not know has its default. UserError."""
+    known_only(knobs)
+    config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
     config.check()
     return config
 
@@ -257,10 +288,6 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     if given.get("task") == "list":
         print("\n".join(TASKS))
         raise SystemExit(0)
-    for f in fields(Config):
-        known = f.metadata["choices"]
-        if known and f.name in given and given[f.name] not in known:
-            raise UserError(f"--{f.name} {given[f.name]!r} is not one of {', '.join(known)}{nearest(given[f.name], known)}")
     if "temperatures" in given:
         given["temperatures"] = tuple(given["temperatures"])
     config = build(given)
@@ -284,8 +311,11 @@ def main(function) -> None:
     except OSError as error:                               # a full disk, a folder that went away
         message = f"{error.strerror or error} ({error.filename or 'file'}); what was saved before is intact"
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":     # torch's; this file does without torch
+        if type(error).__name__ == "OutOfMemoryError":     # torch's; this file does without torch
+            message = "the GPU is out of memory; lower --batch-size or --num-candidates, or take --device cpu"
+        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            message = "out of memory; lower --online-steps (room for all of them is made at the start), --batch-size or --hidden"
+        else:
             raise
-        message = "the GPU is out of memory; lower --batch-size or --num-candidates, or take --device cpu"
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)

@@ -228,7 +228,7 @@ def one_at_a_time(folder: Path):
 
 def find(config, task: envs.Task, folder: Path, checker, say) -> tuple[str, str, list[tuple[Path, Path]]]:
     """(kind, why this kind, [(file, its record)]) for --data."""
-    if config.data not in ("auto", "official", "generated"):
+    if config.data not in config_module.SOURCES:
         path = Path(config.data)
         return f"own-{path.stem}", "given with --data", [(path, folder / "own" / (path.name + ".json"))]
     if task.suite == "own":

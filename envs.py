@@ -19,14 +19,17 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import warnings
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 # Training renders nothing. mujoco reads this when it is first imported; evaluate.py --film chooses a renderer before.
 os.environ.setdefault("MUJOCO_GL", "disable")
 
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
+from gymnasium.vector.utils import CloudpickleWrapper  # noqa: E402
 
 from config import ROBOMIMIC, TASKS, UserError, nearest  # noqa: E402
 
@@ -226,8 +229,7 @@ def training_seed(run_seed: int, episode: int) -> int:
 class ChunkEnv(gymnasium.Wrapper):
     """One step = one whole chunk [H, A], executed open loop (Alg. 1, line 1) until it or the episode ends.
 
-    Rewards are summed, info counts the steps. After the end step() does nothing, so that in a vector of environments an
-    episode that is over can wait for the others.
+    Rewards are summed, info counts the steps.
     """
 
     def __init__(self, env: gymnasium.Env, chunk: int):
@@ -235,36 +237,25 @@ class ChunkEnv(gymnasium.Wrapper):
         low, high = env.action_space.low, env.action_space.high
         self.action_space = gymnasium.spaces.Box(np.tile(low, (chunk, 1)), np.tile(high, (chunk, 1)), dtype=np.float32)
 
-    def reset(self, **kwargs):
-        self.last = None
-        return self.env.reset(**kwargs)
-
     def step(self, actions):
-        if self.last is not None:
-            obs, terminated, truncated, info = self.last
-            return obs, 0.0, terminated, truncated, info | {"steps": 0}
         total = 0.0
         for steps, action in enumerate(actions, 1):
             obs, reward, terminated, truncated, info = self.env.step(action)
             total += reward
-            if terminated or truncated:
-                self.last = obs, terminated, truncated, info
+            if terminated or truncated or not np.isfinite(obs).all():        # Simulators.answers() complains
                 break
         return obs, total, terminated, truncated, info | {"steps": steps}
 
 
+def make_chunked(name: str | Task, chunk: int) -> gymnasium.Env:
+    return ChunkEnv(make(name), chunk)
+
+
 def behave_as_worker() -> None:
     """In worker processes: Ctrl-C reaches the whole process group, but only the main process answers it; and where that one
-    is killed, the worker ends too. (Elsewhere nothing: gymnasium also builds one environment in the main process.)"""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def make_in_worker(name: str | Task, chunk: int | None = None) -> gymnasium.Env:
-    behave_as_worker()
-    return ChunkEnv(make(name), chunk) if chunk else make(name)
+    is killed, the worker ends too, also in the middle of a step that hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -278,42 +269,91 @@ def single_threaded_children():
         os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
 
-def in_processes(make, count: int) -> gymnasium.vector.AsyncVectorEnv:
-    """`count` environments, each in a process of its own: spawned, which is safe on macOS and beside torch's threads."""
-    with single_threaded_children():
-        return gymnasium.vector.AsyncVectorEnv([make] * count, context="spawn",
-                                               autoreset_mode=gymnasium.vector.AutoresetMode.DISABLED)
-
-
-def end_processes(vector: gymnasium.vector.AsyncVectorEnv) -> None:
-    """Whatever they are doing, and also if they are dead or hang; close() would ask them to finish first."""
-    for process in vector.processes:
-        process.kill()
-        process.join()
-    for pipe in vector.parent_pipes:
-        pipe.close()
-    vector.closed = True
-
-
 class SimulatorLost(Exception):
     """A simulator's process has died, hangs, or raised."""
 
 
-PATIENCE = 120       # seconds until a simulator counts as hung; the first answer includes starting up on a busy machine
+PATIENCE = 120              # seconds until a simulator counts as hung
+START_PATIENCE = 300        # ... until its first answer: it imports and builds first, perhaps beside many others
 
 
-def ask(call, *args, **kwargs):
-    """call(...) of a vector of simulators. Raises SimulatorLost."""
+class Simulators:
+    """`count` environments, make() each, in processes of their own: spawned, which is safe on macOS and beside torch's threads.
+
+    send() neither waits nor fails: whatever goes wrong in a process, its start included, is met in answers(). (gymnasium's
+    AsyncVectorEnv builds one environment in the main process too, and waits without end for processes that start.)
+    SimulatorLost where none can be started.
+    """
+
+    def __init__(self, make, count: int):
+        context = multiprocessing.get_context("spawn")
+        self.patience, self.asked, self.processes, self.pipes = START_PATIENCE, [], [], []
+        resource_tracker.ensure_running()        # started by the first process, it would unblock the signal
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})        # children inherit it: see behave_as_worker
+        try:
+            with single_threaded_children():
+                for _ in range(count):
+                    mine, theirs = context.Pipe()
+                    # cloudpickle, because a task of your own may be a lambda, or a class of a notebook
+                    process = context.Process(target=_serve, args=(CloudpickleWrapper(make), theirs), daemon=True)
+                    process.start()
+                    theirs.close()               # so that the pipe ends where the process does
+                    self.processes.append(process)
+                    self.pipes.append(mine)
+        except OSError as error:                 # no more processes, memory or files
+            self.close()
+            raise SimulatorLost(f"no process could be started: {error.strerror}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+    def send(self, i: int, call: str, argument) -> None:
+        """Asks environment i to "reset" with a seed or to "step" with an action. UserError for an action that is not finite:
+        simulators make anything of such a one."""
+        if not np.isfinite(argument).all():
+            raise UserError("an action of the policy is not finite")
+        self.asked.append(i)
+        with contextlib.suppress(OSError):       # its process is gone, as answers() will find
+            self.pipes[i].send((call, argument))
+
+    def answers(self) -> dict[int, tuple]:
+        """What the environments asked since the last time return, by number. SimulatorLost where one does not; UserError for
+        an observation or reward that is not finite."""
+        deadline, answers = time.monotonic() + self.patience, {}
+        for i in self.asked:
+            try:
+                if not self.pipes[i].poll(max(0, deadline - time.monotonic())):
+                    raise SimulatorLost(f"no answer in {self.patience} seconds")
+                answer = self.pipes[i].recv()
+            except (EOFError, OSError):
+                self.processes[i].join(1)
+                raise SimulatorLost(f"its process ended with exit code {self.processes[i].exitcode}") from None
+            if isinstance(answer, str):
+                raise SimulatorLost(answer)
+            if not all(np.isfinite(number).all() for number in answer[:-1]):
+                raise UserError("an observation or reward of the simulator is not finite")
+            answers[i] = answer
+        self.asked, self.patience = [], PATIENCE
+        return answers
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        for process, pipe in zip(self.processes, self.pipes):
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _serve(make, pipe) -> None:
+    """A simulator's process. An exception's text is an answer too, the last."""
+    behave_as_worker()
     try:
-        return call(*args, **kwargs)
-    except Exception as error:                   # EOFError, BrokenPipeError, TimeoutError, or what the simulator raised
-        raise SimulatorLost(f"{type(error).__name__} {error}".strip()) from None
-
-
-def in_background(name: str) -> gymnasium.vector.AsyncVectorEnv:
-    """One environment in a process of its own: reset_async / reset_wait and step_async / step_wait, every value with a
-    leading axis of 1."""
-    return in_processes(functools.partial(make_in_worker, task(name)), 1)
+        env = make()
+        while True:
+            call, argument = pipe.recv()
+            pipe.send(env.reset(seed=argument) if call == "reset" else env.step(argument))
+    except Exception as error:                   # the environment's, or EOFError: the main process is gone, nobody hears it
+        with contextlib.suppress(OSError):
+            pipe.send(f"{type(error).__name__} {error}".strip())
 
 
 class Evaluator:
@@ -325,11 +365,12 @@ class Evaluator:
     in this one.
     """
 
-    def __init__(self, name: str | Task, chunk: int, workers: int, make=make_in_worker):
-        self.make, self.workers, self.vector = functools.partial(make, name, chunk), max(1, workers), None
+    def __init__(self, name: str | Task, chunk: int, workers: int, make=make_chunked):
+        self.make, self.workers, self.simulators = functools.partial(make, name, chunk), max(1, workers), None
 
     def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:
-        """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act. UserError when simulators keep dying."""
+        """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act. UserError when simulators keep dying, and
+        for numbers that are not finite."""
         for _ in range(3):
             try:
                 return self.roll_out(act, episodes, best_of)
@@ -337,43 +378,40 @@ class Evaluator:
                 self.close()
                 print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
                 lost = error
-        raise UserError(f"simulators died in three tries at one evaluation, the last with: {lost}; fewer --workers?")
+        raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
 
     def roll_out(self, act, episodes, best_of) -> dict:
         import torch
-        if self.vector is None:
-            self.vector = ask(in_processes, self.make, self.workers)
-        n = self.workers
+        if self.simulators is None:
+            self.simulators = Simulators(self.make, self.workers)
         success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
-        lane = np.arange(n)                       # which episode each worker plays; >= episodes: none is left for it
-        started = n
-        generators = [torch.Generator().manual_seed(EVAL_SEED + int(i)) for i in lane]
-        obs, _ = self.reset(seed=[EVAL_SEED + int(i) for i in lane])
-        while (lane < episodes).any():
-            actions = act(obs, generators, best_of).cpu().numpy()
-            ask(self.vector.step_async, actions)
-            obs, reward, terminated, truncated, info = ask(self.vector.step_wait, PATIENCE)
-            live = lane < episodes
-            returns[lane[live]] += reward[live]
-            lengths[lane[live]] += info["steps"][live]
-            done = live & (terminated | truncated)
-            success[lane[done]] = info["success"][done]
-            if done.any():
-                lane[done] = np.arange(started, started + done.sum())
-                started += int(done.sum())
-                again = done & (lane < episodes)
-                for i in np.flatnonzero(again):
-                    generators[i] = torch.Generator().manual_seed(EVAL_SEED + int(lane[i]))
-                if again.any():                   # the others keep their observation
-                    obs, _ = self.reset(seed=[EVAL_SEED + int(i) for i in lane], options={"reset_mask": again})
+        todo, lane, obs, generators = iter(range(episodes)), {}, {}, {}       # lane: which episode each worker plays
+
+        def begin(workers):
+            for i in workers:
+                lane.pop(i, None)
+                if (episode := next(todo, None)) is not None:
+                    lane[i], generators[i] = episode, torch.Generator().manual_seed(EVAL_SEED + episode)
+                    self.simulators.send(i, "reset", EVAL_SEED + episode)
+            obs.update((i, answer[0]) for i, answer in self.simulators.answers().items())
+
+        begin(range(self.workers))
+        while lane:                               # in step: who gets which episode must not depend on who is faster
+            actions = act(np.stack([obs[i] for i in lane]), [generators[i] for i in lane], best_of).cpu().numpy()
+            for i, action in zip(lane, actions):
+                self.simulators.send(i, "step", action)
+            over = []
+            for i, (obs[i], reward, terminated, truncated, info) in self.simulators.answers().items():
+                returns[lane[i]] += reward
+                lengths[lane[i]] += info["steps"]
+                if terminated or truncated:
+                    success[lane[i]] = info["success"]
+                    over.append(i)
+            begin(over)
         return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
                 "return": float(returns.mean())}
 
-    def reset(self, **kwargs):
-        ask(self.vector.reset_async, **kwargs)
-        return ask(self.vector.reset_wait, PATIENCE)
-
     def close(self) -> None:
-        if self.vector is not None:
-            end_processes(self.vector)
-            self.vector = None
+        if self.simulators is not None:
+            self.simulators.close()
+            self.simulators = None

@@ -2,9 +2,9 @@
 
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 [--best-of 1] [--film out.gif]
 """
-import csv
 import os
 import sys
+from pathlib import Path
 
 if any(word.startswith("--film") for word in sys.argv):
     os.environ.setdefault("MUJOCO_GL", "egl")              # read by mujoco when envs imports it
@@ -28,6 +28,8 @@ def main() -> None:
     if args.episodes < 1 or args.best_of < 0 or args.workers < 0:
         raise UserError("--episodes must be positive, --best-of and --workers not negative")
     policy = run.load(args.run)
+    table = Path(args.run) / "evaluate.csv"
+    run.read_rows(table)                                   # is refused now, not after an hour, where it is no such table
     if args.film:
         film(policy, args.film, args.best_of or None)
     evaluator = envs.Evaluator(policy.config.task, policy.config.chunk, args.workers or os.cpu_count())
@@ -38,12 +40,8 @@ def main() -> None:
     best_of = args.best_of or policy.config.best_of
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
-    with open(os.path.join(args.run, "evaluate.csv"), "a", newline="") as file:          # kept for tools/report.py
-        columns = ("step", "stage", "success", "episodes", "length", "return", "best_of")
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(result | dict(step=policy.step, stage=policy.stage, best_of=best_of))
+    row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
+    run.append_row(table, {k: row[k] for k in run.COLUMNS[table.name]})                 # kept for tools/report.py
 
 
 def film(policy, path: str, best_of: int | None) -> None:

@@ -14,12 +14,14 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import fcntl
-import hashlib
 import io
 import json
+import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -31,10 +33,11 @@ import torch
 
 import config as config_module
 from config import Config, UserError
+from tools.checkpoints import FORMAT, fit, read, read_newest, same, save, write  # noqa: F401
 
-FORMAT = 2           # of checkpoints; raised when an older one can no longer be read
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
 EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
+COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": (*EVAL_COLUMNS[:-1], "best_of")}      # train.csv: step, stage, any others
 
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device):
@@ -59,84 +62,96 @@ def _plain(value) -> str:
     return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-# ------------------------------------------------------------------------------------------------- saving and loading
-def save(path: Path, state: dict) -> None:
-    """Atomic, with a checksum, and the file of before is kept as *.previous: at every moment one of the two is whole."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    body, temporary = content.getbuffer(), beside(path, ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
-                        "state": torch.frombuffer(body, dtype=torch.uint8)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        temporary.unlink(missing_ok=True)                        # a full disk: give the space back
-        raise
-    if path.exists():
-        os.replace(path, beside(path, ".previous"))
-    os.replace(temporary, path)
-
-
-def beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def read(path: Path) -> dict:
-    """A saved state, on the CPU (whoever loads it moves it). Only tensors and plain data are read: a stranger's file cannot
-    run code. UserError if it is broken."""
-    try:
-        outer = torch.load(path, map_location="cpu", weights_only=True)
-        found = outer["format"]
-    except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start over") from None
-    if found != FORMAT:
-        raise UserError(f"{path} has checkpoint format {found}, this version reads format {FORMAT}: train again, or take the "
-                        "version of this code that wrote it (config.json names its commit)")
-    try:
-        body = outer["state"].numpy().tobytes()
-        if hashlib.sha256(body).hexdigest() != outer["sha256"]:
-            raise ValueError("checksum")
-        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); delete it to start over") from None
-
-
-def read_newest(path: Path) -> dict | None:
-    """The newest state that is whole: `path`, or the one kept before it. None when there is neither; UserError when all
-    there is is broken."""
-    problem = None
-    for candidate in (path, beside(path, ".previous")):
-        if candidate.exists():
-            try:
-                state = read(candidate)
-            except UserError as error:
-                problem = error
-                continue
-            if problem:
-                print(f"{problem}; going on from the one before it, at step {state['step']}")
-            return state
-    if problem:
-        raise problem
-    return None
-
-
+# ------------------------------------------------------------------------------------------------- reading
 def read_rows(path: Path) -> list[dict]:
-    """A CSV file's rows by column name; none where there is no file. A last line that was cut short is left out."""
-    if not path.exists():
-        return []
-    text = path.read_text(errors="replace")
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    """A run's table by column name, as text; none where there is no file. A last line that was cut short is left out.
+    UserError where it holds what no run writes."""
+    rows, before = [], -1
+    try:
+        header, *lines = [*csv.reader(io.StringIO(whole_lines(path).decode(), newline=""), strict=True)] or [None]
+        if header is None:
+            return []
+        if tuple(header) != COLUMNS.get(path.name, tuple(dict.fromkeys(["step", "stage", *header]))):
+            raise ValueError("other columns than a run's")
+        for line in lines:
+            if len(line) != len(header):
+                raise ValueError(f"{len(line)} values for {len(header)} columns after step {before}")
+            rows.append(row := dict(zip(header, line)))
+            check_row(path, row)
+            if path.name != "evaluate.csv" and int(row["step"]) <= before:
+                raise ValueError(f"step {row['step']} follows step {before}")
+            before = int(row["step"])
+    except (csv.Error, ValueError) as error:                     # another encoding is a ValueError too
+        raise UserError(f"{path} cannot be read ({str(error)[:100]}); mend it, or delete it to go on without") from None
+    return rows
+
+
+def check_row(path: Path, row: dict) -> None:
+    """ValueError for a row of text that no run writes into its table of this name."""
+    for name, value in row.items():
+        if name == "stage":
+            ok = value in ("offline", "online")
+        elif name in ("step", "episodes", "best_of"):
+            ok = re.fullmatch(r"\d{1,18}", value, re.ASCII)
+        elif value == "":
+            ok = path.name not in COLUMNS                        # in train.csv: a loss that the other stage has
+        else:                                                    # float() alone would read 1_0 too
+            ok = re.fullmatch(r"-?[0-9.]+(e[-+]?[0-9]+)?", value) and math.isfinite(float(value))
+            ok = ok and (name != "success" or 0 <= float(value) <= 1)
+        if not ok:
+            raise ValueError(f"{name[:40]!r} is {value[:40]!r} at step {row['step'][:20]!r}")
+
+
+def whole_lines(path: Path) -> bytes:
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def csv_bytes(table) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(table)
+    return text.getvalue().encode()
+
+
+def write_rows(path: Path, rows: list[dict], header) -> None:
+    write(path, csv_bytes([[*header], *([row.get(k, "") for k in header] for row in rows)]))
+
+
+def append_row(path: Path, row: dict) -> None:
+    """One row at the end, whole or not at all; columns that appear later (stage 2 has more losses) are added to the header.
+    OSError when the disk is full, and the table is as before; UserError for a row that read_rows would refuse."""
+    try:
+        check_row(path, {k: str(v) for k, v in row.items()})
+    except ValueError as error:
+        raise UserError(f"{error}, which does not belong into {path}") from None
+    old = whole_lines(path)
+    header = next(csv.reader([line.decode() for line in old.splitlines()[:1]]), [])
+    if not set(row) <= set(header):
+        write_rows(path, read_rows(path), [*header, *(k for k in row if k not in header)])
+        return append_row(path, row)
+    line = csv_bytes([[row.get(k, "") for k in header]])
+    with open(path, "ab", buffering=0) as file:                  # without a buffer: what is refused is refused now
+        file.truncate(len(old))
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(len(old))
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_config(folder: Path) -> tuple[Config, dict]:
     """config.json -> (Config, the whole record)."""
+    def refuse(word):
+        raise ValueError(word)
     try:
-        record = json.loads((Path(folder) / "config.json").read_text())
-        knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in record["config"].items()}
-        return Config(**knobs), record
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = json.loads((Path(folder) / "config.json").read_text(), parse_constant=refuse)
+        if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):
+            raise TypeError
+        return config_module.from_plain(record["config"]), record
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder} is not a run's folder: its config.json cannot be read ({type(error).__name__})") from None
 
 
@@ -149,12 +164,22 @@ def load(folder: str | Path, device: str = "cpu"):
     if state is None:
         raise UserError(f"{folder} holds no checkpoint yet")
     task = envs.task(config.task)
-    policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
     try:
-        policy.load_state_dict(state["algorithm"])
-    except (RuntimeError, KeyError, ValueError):
-        raise UserError(f"the checkpoint in {folder} does not fit the networks that its config.json describes") from None
-    policy.step, policy.stage = state["step"], state.get("stage", "offline")
+        # checkpoint.pt has the run's knobs, offline.pt those that stage 1 reads
+        said, stage = (state["config"], state["stage"]) if "config" in state else (state["identity"], "offline")
+        for f in dataclasses.fields(config):
+            if f.metadata["group"] != "run" and f.name in said and not same(said[f.name], config.plain()[f.name]):
+                raise ValueError(f.name)
+        if stage not in ("offline", "online"):
+            raise ValueError("stage")
+        stored = sum(w.untyped_storage().nbytes() for w in state["algorithm"]["critic"].values())
+        if 4 * config.ensemble * config.hidden * (config.hidden * (config.layers - 1) + config.chunk) > stored:
+            raise ValueError("size")                             # before networks are made that this machine cannot hold
+        policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
+        policy.load_state_dict(fit(state["algorithm"], policy))
+        policy.step, policy.stage = state["step"], stage
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"the checkpoint in {folder} does not fit the networks that its config.json describes ({error})") from None
     return policy
 
 
@@ -184,9 +209,7 @@ class Run:
                       | {"python": platform.python_version()},
                       git=_git_commit(), machine=dict(system=platform.platform(), cores=os.cpu_count(),
                                                       gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None))
-        temporary = self.folder / "config.json.tmp"
-        temporary.write_text(json.dumps(record, indent=1))
-        os.replace(temporary, self.folder / "config.json")
+        write(self.folder / "config.json", json.dumps(record, indent=1).encode())
 
     # ---- online transitions
     def save_online(self, buffer) -> dict:
@@ -210,9 +233,11 @@ class Run:
         if count:
             with contextlib.suppress(OSError), open(path, "rb") as file:
                 body = file.read(count * 4)
-        if len(body) != count * 4 or zlib.crc32(body) != saved["crc"]:
-            raise UserError(f"{path} does not hold the {saved['rows']} transitions of the checkpoint; to start over, delete the folder")
-        buffer.load_online(torch.frombuffer(bytearray(body), dtype=torch.float32) if body else torch.empty(0), saved["cuts"])
+        whole = len(body) == count * 4 and zlib.crc32(body) == saved["crc"]
+        rows = torch.frombuffer(bytearray(body), dtype=torch.float32) if whole and count else torch.empty(0)
+        if not whole or not rows.isfinite().all():
+            raise UserError(f"{path} does not hold the {saved['rows']} transitions of {self.checkpoint}; delete both to start stage 2 over")
+        buffer.load_online(rows, saved["cuts"])
         self.stored, self.crc = saved["rows"], saved["crc"]
 
     # ---- CSV files
@@ -220,31 +245,15 @@ class Run:
         return read_rows(self.folder / name)
 
     def append(self, name: str, row: dict) -> None:
-        """One row; columns that appear later (stage 2 has more losses) are added to the header."""
-        path = self.folder / name
-        header = next(csv.reader(open(path, newline="")), []) if path.exists() else []
-        if not set(row) <= set(header):
-            self.write_rows(name, self.rows(name), [*header, *(k for k in row if k not in header)])
-            header = next(csv.reader(open(path, newline="")))
-        with open(path, "a", newline="") as file:
-            csv.DictWriter(file, header).writerow(row)
+        append_row(self.folder / name, row)
         if self.tracker:
             self.tracker({f"{name[:-4]}/{k}": v for k, v in row.items() if isinstance(v, float)}, int(row["step"]))
 
-    def write_rows(self, name: str, rows: list[dict], header=None) -> None:
-        temporary = self.folder / (name + ".tmp")
-        with open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, header or list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.folder / name)
-
     def cut_rows_after(self, step: int) -> None:
-        """A resumed run repeats what followed its checkpoint: forget those rows."""
-        for name in ("train.csv", "eval.csv"):
-            rows = self.rows(name)
+        """A resumed run repeats what followed its checkpoint: forget those rows. Both tables are read before one is written."""
+        for name, rows in [(name, self.rows(name)) for name in ("train.csv", "eval.csv")]:
             if rows:
-                self.write_rows(name, [r for r in rows if int(r["step"]) <= step], list(rows[0]))
+                write_rows(self.folder / name, [r for r in rows if int(r["step"]) <= step], rows[0])
 
     def take_rows(self, sibling: Path, last: int) -> None:
         """Stage 1's rows of the sibling it was taken from: the curve of a run begins at its step 0. The last evaluation
@@ -253,22 +262,10 @@ class Run:
             rows = [r for r in read_rows(sibling / name) if r["stage"] == "offline"
                     and (int(r["step"]) < last or int(r.get("episodes", self.config.final_episodes)) == self.config.final_episodes)]
             if rows:
-                self.write_rows(name, rows)
+                write_rows(self.folder / name, rows, rows[0])
 
     def draw(self) -> None:
         draw_curve(self.folder, self.folder / "curve.png")
-
-    # ---- stage 1 of a sibling
-    def find_offline(self) -> Path | None:
-        """offline.pt of this run, or of a sibling (another method, preset or stage-2 knob) whose stage 1 is the same."""
-        siblings = sorted(Path(self.config.out).glob(f"{self.config.task}/*/*/*/seed{self.config.seed}/offline.pt"))
-        return next((path for path in [self.offline, *siblings] if self.is_my_offline(path)), None)
-
-    def is_my_offline(self, path: Path) -> bool:
-        try:
-            return path.exists() and read(path).get("identity") == self.identity()
-        except UserError:                                        # broken or of another format: as if it were not there
-            return False
 
     def identity(self) -> dict:
         """What stage 1 depends on. A longer or shorter stage 1 is another one."""

@@ -15,6 +15,7 @@ import time
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import config as config_module
@@ -22,6 +23,7 @@ import data
 import envs
 import run as run_module
 from config import Config, UserError
+from tools.checkpoints import fit, like, like_generator, natural, same, tensors
 
 
 def prepare(config: Config, given: set[str]):
@@ -51,37 +53,86 @@ def prepare(config: Config, given: set[str]):
         evaluator=envs.Evaluator(task, config.chunk, config.workers or os.cpu_count()))
 
 
+def offline_state(t, path) -> dict | None:
+    """The end of stage 1 in an offline.pt, ready to load; None where it is missing, broken (which is said), or of another
+    stage 1: other knobs, other data, a longer or shorter one."""
+    try:
+        state = run_module.read_newest(path)
+        if state is None or not same(state.get("identity"), t.run.identity()):
+            return None
+        like(state, dict(algorithm=dict, step=lambda step: step == t.config.offline_steps, identity=dict))
+        return state | {"algorithm": fit(state["algorithm"], t.algo, trained=state["step"] > 0)}
+    except (UserError, ValueError) as error:
+        print(f"{path} is left out: {error}")
+        return None
+
+
 def restore(t) -> None:
     """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
-    state = run_module.read_newest(t.run.checkpoint)
+    state = run_module.read_newest(t.run.checkpoint, set_aside=True)
     if state is None:
-        if not t.run.is_my_offline(t.run.offline):
+        if not offline_state(t, t.run.offline):
             t.run.cut_rows_after(0)          # a run that died before its first checkpoint starts over
         return
-    before = state["config"]
-    if state["stage"] == "offline" and t.run.is_my_offline(t.run.offline):
+    try:                                     # everything is looked at before anything is loaded or written
+        like(state, dict(algorithm=dict, online=dict(rows=natural, crc=natural, cuts=[natural]), step=natural, episode=natural,
+                         stage=lambda stage: stage in ("offline", "online"), collecting=lambda it: it is None or isinstance(it, dict),
+                         config=dict, data=str, device=lambda name: name in ("cpu", "cuda"), batches=Tensor, acting=Tensor))
+        before = config_module.from_plain(state["config"]).plain()
+        stage2 = state["step"] - before["offline_steps"]         # each of its steps has stored one transition
+        if state["online"]["rows"] != (stage2 if state["stage"] == "online" else 0) or state["stage"] == "offline" and stage2 > 0:
+            raise ValueError("its step, stage and transitions do not agree")
+    except (UserError, ValueError) as error:
+        raise not_ours(t, error) from None
+    if state["stage"] == "offline" and offline_state(t, t.run.offline):
         return                               # stage 1 is complete: stage 2 starts from offline.pt, no --resume needed
     if not t.config.resume:
         raise UserError(f"{t.run.folder} already holds a run: add --resume to continue it, or delete the folder")
     if state["stage"] == "online" and before["offline_steps"] != t.config.offline_steps:
         raise UserError(f"--offline-steps: stage 1 of {t.run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(t.config):
-        mine = t.config.plain()[f.name]
-        saved = before.get(f.name, mine)                 # a run older than the knob has nothing to disagree with
-        if f.metadata["group"] != "run" and mine != saved:
-            raise UserError(f"--resume: the run in {t.run.folder} has --{f.name.replace('_', '-')} {saved}, not {mine}")
+        mine = t.config.plain()[f.name]                  # a run older than the knob has nothing to disagree with
+        if f.metadata["group"] != "run" and f.name in state["config"] and mine != before[f.name]:
+            raise UserError(f"--resume: the run in {t.run.folder} has --{f.name.replace('_', '-')} {before[f.name]}, not {mine}")
     end = t.config.offline_steps + (t.config.online_steps if state["stage"] == "online" else 0)
     if state["step"] > end:
         raise UserError(f"--resume: {t.run.folder} is at step {state['step']} already, beyond the {end} asked for")
     if state["data"] != t.run.source["sha256"]:
         raise UserError(f"--resume: the data have changed since {t.run.folder} was started")
-    t.algo.load_state_dict(state["algorithm"])
+    try:
+        algorithm = fit(state["algorithm"], t.algo, trained=state["step"] > (0 if t.config.offline_steps else t.config.warmup))
+        check_online(t, state)
+        like_generator(state["acting"], t.acting, "acting")
+        if state["device"] == t.buffer.device.type:      # a generator's state only fits the device it came from
+            like_generator(state["batches"], t.batches, "batches")
+    except ValueError as error:
+        raise not_ours(t, error) from None
     t.run.load_online(t.buffer, state["online"])
+    t.run.cut_rows_after(state["step"])
+    t.algo.load_state_dict(algorithm)
     t.step, t.episode, t.stage, t.collecting = state["step"], state["episode"], state["stage"], state["collecting"]
+    t.acting.set_state(state["acting"])
     if state["device"] == t.buffer.device.type:
         t.batches.set_state(state["batches"])
-    t.acting.set_state(state["acting"])
-    t.run.cut_rows_after(t.step)
+
+
+def not_ours(t, error) -> UserError:
+    return UserError(f"{t.run.checkpoint} is whole, but no checkpoint of this version of the code: {error}; delete it to start over")
+
+
+def check_online(t, state) -> None:
+    """ValueError unless what a checkpoint says of stage 2 agrees with itself."""
+    online, stage2 = state["online"], state["stage"] == "online"
+    maybe = lambda first: first is None or natural(first)        # noqa: E731  None: no episode has begun
+    like(state["collecting"], dict(first=maybe, chunk=[torch.zeros(t.algo.action_dim)]) if stage2 else None, "collecting")
+    first, chunk = (state["collecting"][name] for name in ("first", "chunk")) if stage2 else (None, [])
+    agree = dict(cuts=online["cuts"] == sorted(online["cuts"]) and all(row < online["rows"] for row in online["cuts"]),
+                 first=first is None or 0 <= first - t.buffer.offline_size <= online["rows"],
+                 chunk=len(chunk) <= (0 if first is None else t.config.chunk), episode=state["episode"] >= (first is not None),
+                 improving=stage2 or state["algorithm"]["improving"] == t.algo.improving)
+    for name, agrees in agree.items():
+        if not agrees:
+            raise ValueError(f"{name} does not agree with step {state['step']} of stage {state['stage']}")
 
 
 def save(t) -> None:
@@ -93,16 +144,19 @@ def save(t) -> None:
 
 
 def check_finite(t) -> dict[str, float]:
-    """The newest losses and diagnostics, read back from the device. UserError where one, or a weight, is not finite; the
-    batch is kept."""
+    """The newest losses and diagnostics, read back from the device. UserError where one is not finite, or a number of the
+    algorithm's state: weights, and Adam's averages, where an infinite one freezes its weight without a sound. The batch is kept."""
     row = {name: value.item() for name, value in (t.info or {}).items()}
-    weights = {f"{part}.{name}": w for part, state in t.algo.state_dict().items() if part != "optimizer" and isinstance(state, dict)
-               for name, w in state.items() if w.is_floating_point()}
-    broken = [k for k, v in row.items() if not math.isfinite(v)] or [k for k, w in weights.items() if not w.isfinite().all()]
+    state = t.algo.state_dict()
+    broken = [k for k, v in row.items() if not math.isfinite(v)] or [k for k, w in tensors(state) if not w.isfinite().all()]
     if broken:
-        run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=t.batch, algorithm=t.algo.state_dict()))
         kept = f"the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else "nothing was saved before"
-        raise UserError(f"step {t.step}: {', '.join(broken[:3])} not finite; batch and networks are in {t.run.folder}/broken.pt, {kept}")
+        try:
+            run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=t.batch, algorithm=state))
+            kept = f"batch and networks are in {t.run.folder}/broken.pt, {kept}"
+        except OSError as error:
+            kept = f"batch and networks could not be kept ({error.strerror}), {kept}"
+        raise UserError(f"step {t.step}: {', '.join(broken[:3])} not finite; {kept}")
     return row
 
 
@@ -137,19 +191,31 @@ def interruptible(t):
         t.evaluator.close()
 
 
+@contextlib.contextmanager
+def saying_where(t):
+    """What simulators and evaluation complain of, with the step."""
+    try:
+        yield
+    except UserError as error:
+        kept = f"; the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else ""
+        raise UserError(f"step {t.step}: {error}{kept}") from None
+
+
 def evaluate(t) -> None:
-    """One row of eval.csv, if this step is due one and has none."""
+    """One row of eval.csv, if this step is due one and has none, and the curve."""
     c = t.config
     ends = (c.offline_steps, c.offline_steps + c.online_steps)
-    if t.step % c.eval_every and t.step not in ends or any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+    if t.step % c.eval_every and t.step not in ends:
         return
-    episodes = c.final_episodes if t.step in ends else c.eval_episodes
-    result = t.evaluator(t.algo.act, episodes)
-    t.success = result["success"]
-    t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
-                                  length=result["length"], **{"return": result["return"]},
-                                  seconds=round(time.time() - t.run.started, 1)))
-    t.run.draw()
+    if not any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
+        episodes = c.final_episodes if t.step in ends else c.eval_episodes
+        with saying_where(t):
+            result = t.evaluator(t.algo.act, episodes)
+        t.success = result["success"]
+        t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
+                                      length=result["length"], **{"return": result["return"]},
+                                      seconds=round(time.time() - t.run.started, 1)))
+    t.run.draw()                                                  # also where a run died while drawing
 
 
 def loop(t, stage: str, last: int, one_step) -> None:
@@ -163,7 +229,6 @@ def loop(t, stage: str, last: int, one_step) -> None:
             t.busy = True
             t.info = one_step()
             t.step += 1
-            t.busy = False
             bar.update()
             trained += t.info is not None
             if trained == 5:                                      # the first update may have compiled for a minute
@@ -175,6 +240,7 @@ def loop(t, stage: str, last: int, one_step) -> None:
                               "runs the same algorithm at a smaller size in minutes")
             if t.info and (t.step % c.log_every == 0 or t.step == last):
                 t.run.append("train.csv", dict(step=t.step, stage=stage, **check_finite(t)))
+            t.busy = False                                        # from here on this step is whole, its row included
             if t.interrupt:
                 raise Interrupted
             due = t.step % c.eval_every == 0 or t.step == last
@@ -202,7 +268,7 @@ def offline_stage(t) -> None:
 def main() -> None:
     t = prepare(*config_module.parse(__doc__.split("\n")[0]))
     restore(t)
-    if t.stage == "online" or t.run.is_my_offline(t.run.offline):
+    if t.stage == "online" or offline_state(t, t.run.offline):
         raise UserError(f"stage 1 is already complete in {t.run.folder}; python train_online.py goes on from it")
     t.run.write_config()
     with interruptible(t):

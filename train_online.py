@@ -4,7 +4,9 @@
     python train_online.py --task square --preset quick         the same algorithm, small: minutes on a laptop CPU
 """
 import collections
+import functools
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ import config as config_module
 import envs
 import run as run_module
 from config import UserError
-from train_offline import interruptible, loop, offline_stage, one_update, prepare, restore
+from train_offline import interruptible, loop, offline_stage, offline_state, one_update, prepare, restore, saying_where
 
 
 class Collector:
@@ -27,73 +29,96 @@ class Collector:
 
     def __init__(self, t, state: dict | None = None):
         """state: a Collector's state_dict(), to go on in the middle of an episode."""
-        self.t, self.env, self.lost = t, envs.in_background(t.config.task), 0
-        self.chunk = collections.deque()                         # actions that are chosen and not stored yet
-        if state is None:
-            self.new_episode()
-        else:
-            self.back_to(state)
+        state = state or {"first": None, "chunk": []}
+        self.t, self.simulator, self.lost = t, None, 0
+        self.first = state["first"]                              # row of the buffer where this episode begins; None: none has begun
+        self.chunk = collections.deque(action.numpy() for action in state["chunk"])      # chosen actions, not stored yet
+
+    def state_dict(self) -> dict:
+        return {"first": self.first, "chunk": [torch.from_numpy(action) for action in self.chunk]}
 
     def step(self) -> None:
         """One environment step: one new transition in the buffer."""
-        t = self.t
-        if self.obs is None:
-            self.obs = envs.ask(self.env.reset_wait, envs.PATIENCE)[0][0]
-        if not self.chunk:                                       # line 1: the best of N' samples by Q_phi
-            self.chunk.extend(t.algo.act(self.obs[None], t.acting)[0].cpu().numpy())
-            self.send()
-        next_obs, reward, terminated, truncated = (x[0] for x in envs.ask(self.env.step_wait, envs.PATIENCE)[:4])
-        if not (np.isfinite(next_obs).all() and np.isfinite(reward)):
-            raise UserError(f"step {t.step}: {t.config.task}'s simulator gave a number that is not finite; the last good "
-                            f"state is {t.run.checkpoint}")
-        t.buffer.add(self.obs, self.chunk.popleft(), reward, terminated, truncated, next_obs)    # line 2
+        outcome = None
+        while outcome is None:
+            try:
+                outcome = self.outcome()
+            except envs.SimulatorLost as error:                  # at whatever call, here and nowhere else
+                self.give_up_episode(error)
+        next_obs, reward, terminated, truncated, _ = outcome
+        self.t.buffer.add(self.obs, self.chunk.popleft(), reward, terminated, truncated, next_obs)       # line 2
         self.obs = next_obs
         if terminated or truncated:
             self.chunk.clear()                                   # what is left of a chunk dies with its episode
             self.new_episode()
         elif self.chunk:
-            self.send()
+            self.send_action()
 
-    def send(self) -> None:
-        envs.ask(self.env.step_async, self.chunk[0][None])
+    def outcome(self) -> tuple:
+        """What the first action of self.chunk leads to, which is chosen here where a chunk begins."""
+        if self.simulator is None:
+            self.start()
+        if self.obs is None:
+            self.obs = self.answer()[0]
+        if not self.chunk:                                       # line 1: the best of N' samples by Q_phi
+            self.chunk.extend(self.t.algo.act(self.obs[None], self.t.acting)[0].cpu().numpy())
+            self.send_action()
+        return self.answer()
+
+    def answer(self) -> tuple:
+        return self.simulator.answers()[0]
+
+    def send_action(self) -> None:
+        self.simulator.send(0, "step", self.chunk[0])
 
     def new_episode(self) -> None:
-        t = self.t                                               # every episode has a seed of its own
-        self.obs, self.first, t.episode = None, t.buffer.size, t.episode + 1
-        envs.ask(self.env.reset_async, seed=[envs.training_seed(t.config.seed, t.episode - 1)])
+        self.first, self.t.episode = self.t.buffer.size, self.t.episode + 1
+        self.send_reset()
 
-    def replace(self, error: envs.SimulatorLost) -> None:
-        """Another simulator for one that was lost. What its episode has given stays, marked as cut; a new one begins."""
+    def send_reset(self) -> None:                                # every episode has a seed of its own
+        self.obs = None
+        self.simulator.send(0, "reset", envs.training_seed(self.t.config.seed, self.t.episode - 1))
+
+    def start(self) -> None:
+        """A simulator, in the middle of an episode where a run goes on: from its seed, its actions lead to the same state again."""
+        t, stored = self.t, self.t.buffer.online
+        self.simulator = envs.Simulators(functools.partial(envs.make, envs.task(t.config.task)), 1)
+        if self.first is None:
+            return self.new_episode()
+        self.send_reset()
+        rows = range(self.first - t.buffer.offline_size, t.buffer.size - t.buffer.offline_size)
+        for row in rows:
+            self.answer()                                        # the reset's, then each action's
+            self.simulator.send(0, "step", stored["actions"][row].cpu().numpy())
+        if rows:
+            self.obs = self.answer()[0]
+            if not np.array_equal(self.obs, stored["next_observations"][rows[-1]].cpu().numpy()):
+                tqdm.write("the simulator does not come back to where it was (another version, another CPU?): a new episode begins")
+                self.cut()
+                return self.new_episode()
+            if self.chunk:
+                self.send_action()
+
+    def cut(self) -> None:
+        """The episode ends here. What it has given stays in the buffer, marked as cut."""
+        self.chunk.clear()
+        if self.first is not None and self.t.buffer.size > self.first:
+            self.t.buffer.end_episode()
+        self.first = None
+
+    def give_up_episode(self, error: envs.SimulatorLost) -> None:
+        """After a loss: the next outcome() starts another simulator, and in it a new episode."""
         self.lost += 1
         if self.lost > 5:
             raise UserError(f"{self.t.config.task}'s simulator failed {self.lost} times, the last with: {error}")
         tqdm.write(f"step {self.t.step}: the simulator was lost ({error}) and is replaced, for the {self.lost}. time of at most 5")
-        envs.end_processes(self.env)
-        self.t.buffer.end_episode()
-        self.chunk.clear()
-        self.env = envs.in_background(self.t.config.task)
-        self.new_episode()
+        self.close()
+        self.cut()
 
-    # ---- stopping and going on in the middle of an episode: from its seed, its actions lead to the same state again
-    def state_dict(self) -> dict:
-        return {"first": self.first, "chunk": [torch.from_numpy(action) for action in self.chunk]}
-
-    def back_to(self, state: dict) -> None:
-        t, stored = self.t, self.t.buffer.online
-        t.episode -= 1
-        self.new_episode()
-        self.first, end = state["first"], t.buffer.size - t.buffer.offline_size
-        for row in range(self.first - t.buffer.offline_size, end):
-            self.obs = self.env.reset_wait()[0][0] if self.obs is None else self.obs
-            self.obs = self.env.step(stored["actions"][row : row + 1].cpu().numpy())[0][0]
-        if self.obs is not None and not np.array_equal(self.obs, stored["next_observations"][end - 1].cpu().numpy()):
-            print("the simulator does not come back to where it was (another version, another CPU?): a new episode begins")
-            t.buffer.end_episode()
-            self.new_episode()
-            return
-        self.chunk.extend(action.numpy() for action in state["chunk"])
-        if self.chunk:
-            self.send()
+    def close(self) -> None:
+        if self.simulator is not None:
+            self.simulator.close()
+            self.simulator = None
 
 
 def online_stage(t) -> None:
@@ -101,26 +126,22 @@ def online_stage(t) -> None:
     t.collector = collector = Collector(t, t.collecting)
 
     def one_step():
-        while True:
-            try:
-                collector.step()
-                break
-            except envs.SimulatorLost as error:
-                collector.replace(error)
+        with saying_where(t):
+            collector.step()
         if t.step >= c.offline_steps + c.warmup:                 # the first steps only collect, as released
             return one_update(t)                                                                 # lines 3-7
     try:
         loop(t, "online", c.offline_steps + c.online_steps, one_step)
     finally:
-        envs.end_processes(collector.env)
+        collector.close()
 
 
 def take_offline(t) -> bool:
     """Loads stage 1 from this folder's offline.pt or a sibling's -> whether there was one."""
-    path = t.run.find_offline()
+    siblings = sorted(Path(t.config.out).glob(f"{t.config.task}/*/*/*/seed{t.config.seed}/offline.pt"))
+    path, state = next(((path, state) for path in [t.run.offline, *siblings] if (state := offline_state(t, path))), (None, None))
     if path is None:
         return False
-    state = run_module.read(path)
     t.algo.load_state_dict(state["algorithm"])
     t.step = state["step"]
     t.run.cut_rows_after(t.step)

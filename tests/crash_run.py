@@ -1,45 +1,86 @@
-"""A run that kills itself: python crash_run.py WHERE NTH WHEN [train_online's options]
+"""What test_crash.py kills: a process that says where it is, in which train_online.py runs, or a set is generated.
 
-WHERE is a function, "module.name" or "module.class.name"; at its NTH call, before or after it (WHEN), the process gets a
-SIGKILL: no handler runs, no file is closed. "clock SECONDS -" kills at a time instead. Only for test_crash.py.
+It says "+saving" and "-saving" around a phase, "." at a moment within one. Saving is slowed down on purpose, at every fsync
+and rename, so that a kill can fall between any two of them.
 """
 import functools
-import importlib
 import os
-import signal
 import sys
-import threading
+import time
 from pathlib import Path
 
+import numpy as np
 
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+import toy
+
+PHASES = {"generation": ["tools.demos:generate"], "offline": ["train_online:offline_stage"], "online": ["train_online:online_stage"],
+          "evaluation": ["envs:Evaluator.roll_out"], "saving": ["train_offline:save", "run:save", "run:Run.append", "run:Run.cut_rows_after"]}
+MOMENTS = ["os:fsync", "os:replace", "envs:Simulators.send", "train_online:one_update", "train_offline:one_update",
+           "data:ReplayBuffer.add", "tools.demos:_read_part", "tools.demos:write_ogbench"]
 
 
-def arm(where: str, nth: int, when: str) -> None:
-    module, *owners, name = where.split(".") if "tools" not in where else [where.rsplit(".", 1)[0], where.rsplit(".", 1)[1]]
-    owner = functools.reduce(getattr, owners, importlib.import_module(module))
-    function, calls = getattr(owner, name), []
+def wrap(place: str, around) -> None:
+    module, name = place.split(":")
+    *owner, name = name.split(".")
+    owner = functools.reduce(getattr, owner, __import__(module, fromlist=["x"]))
+    function = getattr(owner, name)
 
     @functools.wraps(function)
-    def deadly(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == nth and when == "before":
-            die()
-        result = function(*args, **kwargs)
-        if len(calls) == nth and when == "after":
-            die()
-        return result
-    setattr(owner, name, deadly)
+    def wrapped(*args, **kwargs):
+        return around(lambda: function(*args, **kwargs))
+    setattr(owner, name, wrapped)
 
 
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    where, nth, when, *sys.argv[1:] = sys.argv[1:]
+def say(word: str) -> None:
+    os.write(mouth, word.encode() + b"\n")          # at once, with no buffer that a kill could empty
+
+
+def announced(phase: str, call):
+    say("+" + phase)
+    try:
+        return call()
+    finally:
+        say("-" + phase)
+
+
+def told(slow: float, call):
+    """Says so before and after."""
+    say(".")
+    time.sleep(slow)
+    result = call()
+    say(".")
+    time.sleep(slow)
+    return result
+
+
+def episode(_, *numbers) -> dict:
+    """Instead of a simulator's: 40 transitions, a tenth of a second."""
+    time.sleep(0.1)
+    return {"observations": np.random.default_rng(numbers).normal(size=(41, 3)), "terminals": np.arange(41) == 40}
+
+
+def live(folder, words: list[str], mouth_, output) -> None:
+    """In a new process: train_online.py with `words`, or, without any, the generation of a set whose episodes cost nothing."""
+    global mouth
     import config
+    import envs
     import train_online
-    if where == "clock":
-        threading.Timer(float(nth), die).start()
-    elif where != "never":
-        arm(where, int(nth), when)
-    config.main(train_online.main)
+    from tools import demos
+    os.setsid()                                # a process group of its own, as a terminal gives
+    os.chdir(folder)
+    mouth = mouth_.fileno()
+    for fd in (1, 2):
+        os.dup2(output.fileno(), fd)
+    output.close()
+    for phase, places in PHASES.items():
+        for place in places:
+            wrap(place, functools.partial(announced, phase))
+    for place in MOMENTS:
+        wrap(place, functools.partial(told, 0.02 if place.startswith("os:") else 0))
+    if words:
+        sys.argv = ["train_online.py", *words]
+        envs.register("toy", toy.Toy, toy.TASK.horizon)
+        config.main(train_online.main)
+    else:
+        demos._play = demos._aimed = episode
+        config.main(lambda: demos.generate(envs.task("cube-single-task2"), 600, Path("data"), 0.3, workers=2))

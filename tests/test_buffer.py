@@ -74,6 +74,29 @@ def test_chunks_equal_a_loop_over_episodes(episodes, online, chunk, cut, seed):
         assert len({tuple(o.tolist()) for o in drawn}) == len(known)           # every start is drawn, the last one too
 
 
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()), max_size=30), seed=st.integers(0, 2**16))
+def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
+    """Episodes that end, are cut short by a lost simulator, and savings at any step: what is read back samples the same."""
+    dataset, rng, pieces, stored = make_dataset([4], [True], seed), np.random.default_rng(seed), [torch.empty(0, 11)], 0
+    buffer, other = (ReplayBuffer(dataset, len(steps), 3, GAMMA) for _ in range(2))
+    for terminated, truncated, lost, saving in steps:
+        buffer.add(rng.normal(size=3), rng.normal(size=2), rng.normal(), terminated, truncated, rng.normal(size=3))
+        if lost:                                                               # after it was saved, or before
+            buffer.end_episode()
+        if saving:
+            pieces.append(buffer.online_rows(stored))
+            stored = buffer.size - buffer.offline_size
+    pieces.append(buffer.online_rows(stored))
+    other.load_online(torch.cat(pieces).flatten(), buffer.cuts)
+    assert other.size == buffer.size == 4 + len(steps)
+    starts = torch.arange(buffer.size - 2)
+    one, two = buffer.chunks(starts), other.chunks(starts)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    ended = [i for i, (terminated, truncated, lost, _) in enumerate(steps) if terminated or truncated or lost]
+    assert other.rows("terminals", torch.arange(4, other.size)).nonzero().flatten().tolist() == ended
+
+
 def test_nothing_of_another_episode_enters_a_loss():
     """Changing all other episodes changes neither the masked positives nor any term with weight."""
     lengths, terminated = [7, 4, 6], [True, False, True]

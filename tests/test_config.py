@@ -1,10 +1,14 @@
 """Tables 5 and 8, precedence, and one clear line for every impossible wish."""
 import itertools
+import json
+import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import config
-from config import METHODS, OFFLINE_RL, TASKS, UserError, build, parse
+from config import METHODS, OFFLINE_RL, PRESETS, TASKS, Config, UserError, build, from_plain, parse
 
 
 def test_table5():
@@ -73,9 +77,9 @@ def test_quick_is_the_same_algorithm_at_a_smaller_size():
 
 
 def test_command_line():
-    c, given = parse("", ["--task", "can", "--topk-weight", "0.7", "--no-compile", "--temperatures", "0.1", "0.3"])
+    c, named = parse("", ["--task", "can", "--topk-weight", "0.7", "--no-compile", "--temperatures", "0.1", "0.3"])
     assert (c.task, c.topk_weight, c.compile, c.temperatures) == ("can", 0.7, False, (0.1, 0.3))
-    assert given == {"task", "topk_weight", "compile", "temperatures"}
+    assert named == {"task", "topk_weight", "compile", "temperatures"}
 
 
 @pytest.mark.parametrize("words, says", [
@@ -113,6 +117,62 @@ def test_user_error_ends_with_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         config.main(fail)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: say why\n"
+
+
+KNOBS = {f: default for f, default in vars(Config()).items() if f not in ("task", "method", "preset", "data")}
+WORDS = st.one_of(st.sampled_from(["0", "1", "2", "-1", "0.5", "nan", "inf", "1e400", "9" * 400, "", "auto", "cpu", "x", "--"]), st.text(max_size=5))
+
+
+def checked(c: Config) -> None:
+    """What every Config that is let through must have, whoever asks."""
+    for name, default in vars(Config()).items():
+        value = getattr(c, name)
+        assert type(value) is type(default) or type(default) is float and type(value) is int, name
+        for number in value if isinstance(value, tuple) else (value,) if not isinstance(value, (bool, str)) else ():
+            assert math.isfinite(number) and abs(number) < 2**31, name
+    assert min(c.hidden, c.layers, c.batch_size, c.chunk, c.best_of, c.lr, *c.temperatures, c.eval_every) > 0
+    assert 1 <= c.top_k <= c.num_candidates and 0 < c.discount <= 1 and c.warmup >= 0 <= c.seed
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(TASKS), st.sampled_from([*METHODS]), st.sampled_from(PRESETS), st.dictionaries(st.sampled_from([*KNOBS]), WORDS, max_size=3))
+def test_any_command_line_is_refused_in_one_line_or_checked(task, method, preset, options):
+    words = ["--task", task, "--method", method, "--preset", preset]
+    for name, word in options.items():
+        words += ["--" + name.replace("_", "-")] + ([] if isinstance(KNOBS[name], bool) else [word])
+    try:
+        c, named = parse("", words)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    checked(c)
+    assert named == {"task", "method", "preset", *options}
+    assert from_plain(json.loads(json.dumps(c.plain()))) == c                                    # as config.json keeps it
+
+
+VALUES = st.recursive(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)), lambda inner: st.lists(inner, max_size=3), max_leaves=4)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.one_of(st.sampled_from([*vars(Config())]), st.text(max_size=8)), VALUES, max_size=3))
+def test_any_knobs_from_a_file_are_refused_in_one_line_or_checked(knobs):
+    try:
+        c = from_plain(build({}).plain() | knobs)
+    except UserError as error:
+        assert "\n" not in str(error)
+        return
+    checked(c)
+    assert set(knobs) <= set(vars(c))
+
+
+@pytest.mark.parametrize("knobs, says", [
+    (dict(hidden=64.0), "--hidden must be a whole number, not 64.0"), (dict(hidden=True), "--hidden must be a whole number"), (dict(lr="3e-4"), "--lr must be a number"),
+    (dict(mask_bc=1), "--mask-bc must be true or false"), (dict(temperatures=0.1), "--temperatures must be a tuple"),
+    (dict(q_aggregate="maen"), "did you mean 'mean'"), (dict(hiden=64), "'hiden' is no knob; did you mean 'hidden'"), (dict(seed=2**31), "below 2^31")])
+def test_knobs_from_python_are_checked_too(knobs, says):
+    with pytest.raises(UserError) as error:
+        build(knobs)
+    assert says in str(error.value)
 
 
 def test_table8_tasks_are_known():

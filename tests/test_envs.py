@@ -110,8 +110,6 @@ def test_chunks_run_open_loop_and_stop_with_the_episode():
     assert (obs[0], reward, terminated, info["steps"]) == (2, 3, False, 2)
     obs, reward, terminated, _, info = env.step(np.array([[4, 0], [8, 0]]))
     assert (obs[0], reward, terminated, info["steps"], info["success"]) == (3, 4, True, 1, True)
-    obs, reward, terminated, _, info = env.step(np.array([[1, 0], [1, 0]]))              # over: waits
-    assert (obs[0], reward, terminated, info["steps"]) == (3, 0, True, 0)
 
 
 class Seeded(Counter):

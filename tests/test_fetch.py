@@ -1,7 +1,9 @@
 """Downloads from a host that drops connections, lies about lengths, answers with web pages or not at all."""
+import contextlib
 import http.server
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,12 @@ class Host(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT) + (how == 'another')}")
         self.send_header("Content-Type", "text/html" if how == "html" else "application/octet-stream")
         self.end_headers()
+        if how == "slowly":
+            with contextlib.suppress(OSError):                       # whoever asked was killed
+                for i in range(0, len(body), 1 << 19):
+                    self.wfile.write(body[i : i + (1 << 19)])
+                    time.sleep(0.02)
+            return
         self.wfile.write(body[: -(-len(body) // 2)] if how == "drops" else body[:5000] if how == "stalls" else body)
         if how == "stalls":
             self.server.patience.wait(5)

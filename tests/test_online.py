@@ -1,5 +1,6 @@
 """Lines 1-2 of Algorithm 1: whole chunks, executed open loop, what enters the buffer, and stopping in the middle."""
 import functools
+import time
 from types import SimpleNamespace
 
 import gymnasium
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 import envs
+import toy
 import train_online
+from config import UserError
 from data import ReplayBuffer
 
 
@@ -27,18 +30,18 @@ class ThreeSteps(gymnasium.Env):
         return np.array([self.seed, self.n], np.float32), float(action[0]), success, self.n == 3 and not success, {}
 
 
-def parts(act, obs_dim=2, action_dim=1, task="x", seed=7):
+def parts(act, obs_dim=2, action_dim=1, task="lift", seed=7):
     """What a Collector uses of a run, with four rows of data."""
     width = {"observations": (obs_dim,), "next_observations": (obs_dim,), "actions": (action_dim,)}
     dataset = {name: np.zeros((4, *width.get(name, ())), np.float32)
                for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
     dataset["terminals"][-1] = 1
     return SimpleNamespace(config=SimpleNamespace(task=task, seed=seed), algo=SimpleNamespace(act=act), acting=None, episode=0,
-                           buffer=ReplayBuffer(dataset, 300, 2, 0.9))
+                           step=0, run=None, buffer=ReplayBuffer(dataset, 300, 2, 0.9))
 
 
 def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
-    monkeypatch.setattr(envs, "in_background", lambda name: envs.in_processes(ThreeSteps, 1))
+    monkeypatch.setattr(envs, "make", lambda task: ThreeSteps())
     asked = []
 
     def act(obs, generator):
@@ -48,7 +51,7 @@ def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
     collector = train_online.Collector(t)
     for _ in range(9):
         collector.step()
-    envs.end_processes(collector.env)
+    collector.close()
     rows = {name: array[: t.buffer.size - 4].tolist() for name, array in t.buffer.online.items()}
     seeds = [envs.training_seed(7, e) for e in range(3)]
     # asked at steps 0 and 2 of each episode; the second chunk's second action is thrown away with the episode
@@ -89,16 +92,148 @@ def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
     for _ in range(7):                                                         # in the middle of the third chunk
         collector.step()
     state, kept = collector.state_dict(), first.buffer.online_rows(0)
-    envs.end_processes(collector.env)
+    collector.close()
     t = parts(functools.partial(act, calls), obs_dim, action_dim, task)
     t.buffer.load_online(kept, [])
     t.episode = first.episode
     collector = train_online.Collector(t, state)
     for _ in range(13):
         collector.step()
-    envs.end_processes(collector.env)
+    collector.close()
     found = [t.buffer.online[name][:20].reshape(20, -1).numpy() for name in ("observations", "actions", "rewards", "next_observations")]
     assert np.array_equal(np.concatenate(found, 1), np.float32(rows[:20]))
+
+
+# ------------------------------------------------------------------------------------- simulators that fail (tests/toy.py)
+def toy_rows(episode, count, act):
+    """The first transitions of an episode of toy, by hand: obs, action, reward, next_obs side by side."""
+    env, rows = envs.OwnEnv(toy.TASK), []
+    obs, _ = env.reset(seed=envs.training_seed(7, episode))
+    while len(rows) < count:
+        for action in act(obs[None], None)[0].numpy():
+            next_obs, reward, terminated, truncated, _ = env.step(action)
+            rows.append(np.r_[obs, action, reward, next_obs])
+            obs = next_obs
+            if terminated or truncated:
+                return rows[:count]
+    return rows[:count]
+
+
+def steady(obs, generator, best_of=None):
+    """Moves away from the goal, so that no episode is short."""
+    return torch.sign(torch.as_tensor(obs[:, None, :2]) + 1e-3).expand(-1, 3, 2) * 0.3
+
+
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """A Collector's parts on a task that fails as ordered, and how to order it."""
+    monkeypatch.setattr(envs, "PATIENCE", 3)
+    monkeypatch.setattr(envs, "make", functools.partial(lambda folder, task: toy.make_failing(folder), str(tmp_path)))
+    t = parts(steady, 3, 2)
+    t.run = SimpleNamespace(checkpoint=tmp_path / "checkpoint.pt")
+    return t, lambda *orders: [(tmp_path / order).touch() for order in orders]
+
+
+def stored(t):
+    return [np.concatenate([t.buffer.online[n][i].reshape(-1).numpy() for n in ("observations", "actions", "rewards", "next_observations")])
+            for i in range(t.buffer.size - 4)]
+
+
+def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(failing, capsys):
+    t, order = failing
+    collector = train_online.Collector(t)
+    order("start1 dies", "reset1 raises", "step4 hangs", "step5 dies", "reset2 dies")        # one process after another meets one
+    for _ in range(21):
+        collector.step()
+    expected = [row for episode, count in ((2, 3), (3, 4), (4, 13), (6, 1)) for row in toy_rows(episode, count, steady)]
+    assert np.array_equal(stored(t), np.float32(expected))
+    assert t.buffer.cuts == [2, 6] and t.buffer.online["terminals"][:21].tolist() == [float(i in (2, 6, 19)) for i in range(21)]
+    said = capsys.readouterr().out
+    assert [part.split(")")[0] for part in said.split("was lost (")[1:]] == [
+        "its process ended with exit code 7", "ValueError out of joint", "no answer in 3 seconds", "its process ended with exit code 7",
+        "its process ended with exit code 7"] and "for the 5. time of at most 5" in said
+    collector.simulator.processes[0].kill()                                    # the sixth
+    with pytest.raises(UserError, match="failed 6 times, the last with: its process ended with exit code -9"):
+        for _ in range(3):
+            collector.step()
+    collector.close()
+
+
+def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failing):
+    t, order = failing
+    first = train_online.Collector(t)
+    for _ in range(4):
+        first.step()
+    state = first.state_dict()
+    first.close()
+    order("step3 dies")                                                        # while its four actions are repeated
+    collector = train_online.Collector(t, state)
+    collector.step()
+    collector.close()
+    assert t.buffer.cuts == [3] and collector.lost == 1
+    assert np.array_equal(stored(t), np.float32(toy_rows(0, 4, steady) + toy_rows(1, 1, steady)))
+
+
+def test_a_start_that_never_answers_counts_as_hung(failing, monkeypatch):
+    t, _ = failing
+    monkeypatch.setattr(envs, "START_PATIENCE", 0.2)
+    monkeypatch.setattr(envs, "make", lambda task: time.sleep(10_000))
+    with pytest.raises(UserError, match="failed 6 times, the last with: no answer in 0.2 seconds"):
+        train_online.Collector(t).step()
+
+
+def test_a_process_that_cannot_be_started_counts_as_lost(failing, monkeypatch):
+    import errno
+    import multiprocessing.process
+
+    def refuse(self):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    with pytest.raises(UserError, match="failed 6 times, the last with: no process could be started: Resource"):
+        train_online.Collector(failing[0]).step()
+
+
+@pytest.mark.parametrize("failure, says", [("step2 says nan", "observation or reward"), ("step2 pays inf", "observation or reward"),
+                                          (None, "action of the policy")])
+def test_numbers_that_are_not_finite_stop_collecting_and_evaluating(failing, tmp_path, failure, says):
+    import train_offline
+    t, order = failing
+    t.run.checkpoint.touch()
+    if failure:
+        order(failure)
+    else:
+        t.algo.act = lambda obs, generator, best_of=None: steady(obs, generator) * torch.tensor([[[1.0], [float("nan")], [1]]])
+    collector = train_online.Collector(t)
+    with pytest.raises(UserError, match=f"step 0: an {says}.* not finite; the last good state is .*checkpoint.pt"):
+        for _ in range(2):
+            with train_offline.saying_where(t):
+                collector.step()
+    collector.close()
+    assert t.buffer.size - 4 <= 1
+    if failure:
+        order(failure)
+    with pytest.raises(UserError, match=says):
+        evaluator = envs.Evaluator(str(tmp_path), 3, 1, toy.make_failing)
+        evaluator(t.algo.act, 2)
+    evaluator.close()
+
+
+def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep_failing(failing, tmp_path):
+    t, order = failing
+    evaluator = envs.Evaluator(str(tmp_path), 3, 2, toy.make_failing)
+    expected = evaluator(steady, 5)
+    order("reset3 raises")                                                     # that of its next episode but one
+    evaluator.close()
+    order("step4 hangs")
+    assert evaluator(steady, 5) == expected
+    processes = evaluator.simulators.processes
+    processes[1].kill()
+    assert evaluator(steady, 5) == expected and evaluator.simulators.processes != processes
+    evaluator.close()
+    assert not list(tmp_path.glob("* *")) and not any(p.is_alive() for p in processes)
+    (tmp_path / "start1 raises").mkdir()                                       # stays: unlink fails, which is an exception too
+    with pytest.raises(UserError, match="failed in three tries"):
+        evaluator(steady, 5)
 
 
 def test_seeds_of_training_evaluation_and_data_never_meet():

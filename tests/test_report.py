@@ -199,7 +199,7 @@ def test_the_papers_numbers():
     for method in ("bfn", "qc-bfn", "fql", "qc-fql", "mvp", "dfp"):
         mean = np.mean([theirs[1, method, task][1] for task in tables.SUITES["12 tasks"]])
         assert mean == pytest.approx(theirs[1, method, "12 tasks"][1], abs=0.0501)
-        for row in run.read_rows(results.PAPER / "curves.csv"):
+        for row in results.read_csv(results.PAPER / "curves.csv"):
             if row["method"].lower() == method and row["step"] == "2000000":
                 assert theirs[1, method, row["task"]][1] == float(row["success_percent"])
     for k in "1248":

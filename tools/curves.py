@@ -7,8 +7,7 @@ import numpy as np
 from scipy import stats
 
 import config
-import run
-from tools.results import PAPER, short, trained, write_csv
+from tools.results import PAPER, read_csv, short, trained, write_csv
 
 
 def interval(values) -> tuple[float, float] | None:
@@ -38,7 +37,7 @@ def lines(found) -> list[dict]:
             rows.append(key._asdict() | dict(source="here", seeds=len(values), step=step, share=share(step, key.offline, key.online),
                                              mean=np.mean(values), low=low, high=high, each=" ".join(f"{v:g}" for v in values)))
     shown = {(row["task"], row["method"].upper()) for row in rows}
-    for row in run.read_rows(PAPER / "curves.csv"):
+    for row in read_csv(PAPER / "curves.csv"):
         if (row["task"], row["method"]) in shown:
             rows.append(dict(task=row["task"], method=row["method"].lower(), data="official", setting="paper", offline=10**6, online=10**6,
                              source="Koo et al. 2026, Figure 1", seeds=5, step=int(row["step"]), share=int(row["step"]) / 1e6,

@@ -61,7 +61,7 @@ def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, 
 
 
 def _demonstrations(task: envs.Task, size: int, path: Path, workers: int) -> Path:
-    if not path.exists():
+    if not _finished(path):
         with _parts(path) as parts:                        # only successes are kept, as in the official sets
             chosen, tried = _attempts(functools.partial(_demonstration, task.name), parts, "demo", size, lambda e: 1, workers,
                                       f"demonstrations of {task.name}")
@@ -70,7 +70,7 @@ def _demonstrations(task: envs.Task, size: int, path: Path, workers: int) -> Pat
 
 
 def _play_set(task: envs.Task, size: int, path: Path, goal_share: float, workers: int, first: int) -> None:
-    if path.exists():
+    if _finished(path):
         return
     with _parts(path) as parts:
         aimed, chosen, tried = int(size * goal_share), [], {}
@@ -84,10 +84,23 @@ def _play_set(task: envs.Task, size: int, path: Path, goal_share: float, workers
                   attempts=tried, first=first)
 
 
+def _parts_of(path: Path) -> Path:
+    return path.with_name(path.name + ".parts")
+
+
+def _finished(path: Path) -> bool:
+    """Whether the set is there, with its record (which a user may delete, but only after the attempts went). What a process
+    left that was killed while tidying up goes now."""
+    if not path.exists() or _parts_of(path).exists() and not files.record_of(path).exists():
+        return False
+    shutil.rmtree(_parts_of(path), ignore_errors=True)
+    return True
+
+
 @contextlib.contextmanager
 def _parts(path: Path):
     """The folder of a set's finished attempts; it goes when the set is there."""
-    parts = path.with_name(path.name + ".parts")
+    parts = _parts_of(path)
     parts.mkdir(parents=True, exist_ok=True)
     yield parts
     shutil.rmtree(parts)
@@ -122,10 +135,19 @@ def _attempt(make, path: Path, index: int) -> int:
     episode = make(index)                                  # None (a failure) is recorded too: it need not be tried again
     buffer = io.BytesIO()
     np.savez(buffer, **(episode or {}))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)                            # a part is whole or absent
+    _whole(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
     return index
+
+
+def _whole(path: Path, write) -> None:
+    """write(a temporary file), which then gets its name: never a half file under that. UserError when it cannot be written."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        write(temporary)
+    except (OSError, RuntimeError) as error:               # a full disk: h5py reports it as either
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {files.in_one_line(error)}; finished episodes are kept, the same command goes on from them") from None
+    os.replace(temporary, path)
 
 
 def _read_part(path: Path) -> dict:
@@ -174,9 +196,7 @@ def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, la
 
 
 def _assemble(path: Path, write, **origin) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)                            # never a half file under the final name
+    _whole(path, write)
     simulators = {d.name: d.version for d in metadata.distributions() if d.name in ("mujoco", "robosuite", "ogbench", "numpy")}
     files.remember(path, files.record_of(path), generator=VERSION, seed=envs.DATA_SEED, **origin, versions=simulators)
 

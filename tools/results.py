@@ -83,15 +83,27 @@ def parsed(row: dict, path: Path) -> dict:
     """One evaluation with numbers in place of text. UserError where it is none."""
     try:
         numbers = {k: int(row[k]) for k in ("seed", "offline_steps", "online_steps", "best_of", "step") if row.get(k) or k not in NEWER}
-        return {k: row[k] for k in COLUMNS if k in row} | numbers | dict(success=float(row["success"]))
+        return {k: row[k] for k in COLUMNS if k in row} | numbers | dict(success=share(row["success"]))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds a row that is no evaluation ({type(error).__name__}: {error}); a report is made from run folders, "
                         "or from a runs.csv that it wrote before") from None
 
 
+def share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise ValueError(f"success {text}")
+    return float(text)
+
+
+def read_csv(path: Path) -> list[dict]:
+    """Any table by column name, as text: the paper's, or a report's own. (Of runs: run.read_rows, which knows what to expect.)"""
+    with open(path, newline="", errors="replace") as file:
+        return list(csv.DictReader(file))
+
+
 def read_table(path: Path) -> list[dict]:
     """A runs.csv. One of an earlier version knows neither checksums nor budgets asked for: a setting's name and the last step stand in."""
-    rows = [parsed(row, path) for row in run.read_rows(path)]
+    rows = [parsed(row, path) for row in read_csv(path)]
     last = collections.Counter()
     for row in rows:
         know(row["task"])

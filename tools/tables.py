@@ -17,7 +17,6 @@ import collections
 import numpy as np
 
 import config
-import run
 from tools import results
 
 SUITES = {"robomimic": config.ROBOMIMIC} | {
@@ -33,12 +32,12 @@ COLUMNS = ("table", "block", "row", "column", "data", "setting", "offline_steps"
 # ------------------------------------------------------------------------------------------------------------- cells
 def paper() -> dict:
     """{(table, row, column): (offline or None, success, std or None)} in the paper's order, from results/paper/."""
-    ends = {(r["method"].lower(), r["task"]): float(r["success_percent"]) for r in run.read_rows(results.PAPER / "curves.csv")
+    ends = {(r["method"].lower(), r["task"]): float(r["success_percent"]) for r in results.read_csv(results.PAPER / "curves.csv")
             if r["step"] == "1000000"}
     number = lambda text: float(text) if text else None                                                         # noqa: E731
     return {(int(r["table"]), r["row"], r["column"]): (ends.get((r["row"], r["column"])) if r["table"] == "1" else None,
                                                        number(r["mean"]), number(r["std"]))
-            for r in run.read_rows(results.PAPER / "tables.csv")}
+            for r in results.read_csv(results.PAPER / "tables.csv")}
 
 
 def split(setting: str, knob: str) -> tuple[str, str | None]:

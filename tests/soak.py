@@ -1,0 +1,74 @@
+"""A soak of the online stage: do memory, open files or processes grow?  Linux only (/proc).
+
+    python tests/soak.py 30                          minutes, from the first online update on; prints a table
+    python tests/soak.py 30 --task cube-single-task2 --data-size 4000        further words go to train_online.py
+
+Exits with 1 where the last third's median lies above the middle third's: memory by more than 5 %, files and processes at all.
+The first third is warm-up. The replay buffer's own memory is touched as it fills and counts as growth: 192 bytes a step of lift.
+"""
+import os
+import shlex
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMITS = {"main MB": 1.05, "workers MB": 1.05, "files": 1.0, "processes": 1.0}
+WORDS = "--task lift --preset quick --data generated --data-size 20 --offline-steps 100 --online-steps 1000000 --threads 1"
+
+
+def measure(leader: int) -> dict:
+    """Memory, open files and processes of a process and those of its group."""
+    memory, files = {}, 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == leader:
+                memory[int(folder.name)] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+                files += len(list((folder / "fd").iterdir()))
+        except OSError:                                          # it has just ended
+            continue
+    main = memory.get(leader, 0)
+    return {"main MB": main, "workers MB": sum(memory.values()) - main, "files": files, "processes": len(memory)}
+
+
+def grown(samples: list[dict]) -> list[str]:
+    """What grew from the middle third to the last, in words."""
+    third, found = len(samples) // 3, []
+    for name, limit in LIMITS.items():
+        before, after = (statistics.median(s[name] for s in part) for part in (samples[third:-third], samples[-third:]))
+        if after > limit * before:
+            found.append(f"{name} grew from {before:.0f} to {after:.0f}")
+    return found
+
+
+def main(minutes: float, words: list[str], count: int = 30) -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen([sys.executable, str(ROOT / "train_online.py"), *shlex.split(WORDS), *words], cwd=folder,
+                                   stdout=sys.stderr, stderr=subprocess.DEVNULL, start_new_session=True)
+        try:
+            steps = lambda: [line for path in Path(folder).glob("runs/*/*/*/*/seed0/train.csv")                 # noqa: E731
+                             for line in path.read_text().splitlines() if ",online," in line]
+            while not steps() and process.poll() is None:
+                time.sleep(0.2)
+            samples = []
+            print("minute    step", *(f"{name:>12}" for name in LIMITS))
+            for i in range(1, count + 1):
+                time.sleep(minutes * 60 / count)
+                if process.poll() is not None:
+                    print(f"the run ended with exit code {process.returncode}")
+                    return 2
+                samples.append(measure(process.pid))
+                print(f"{minutes * i / count:6.1f} {steps()[-1].split(',')[0]:>7}", *(f"{value:12.0f}" for value in samples[-1].values()), flush=True)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+    print(*(grown(samples) or ["nothing grew"]), sep="\n")
+    return bool(grown(samples))
+
+
+if __name__ == "__main__":
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

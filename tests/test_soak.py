@@ -1,0 +1,30 @@
+"""The soak's measure and its verdict; `python tests/soak.py 30` is the soak itself."""
+import os
+import subprocess
+import sys
+
+import pytest
+
+import soak
+
+
+def test_what_grows_is_found():
+    flat = [{"main MB": 400 + i % 3, "workers MB": 300, "files": 40 + i % 2, "processes": 4} for i in range(30)]
+    assert soak.grown(flat) == []
+    warming = [s | {"main MB": 200} for s in flat[:10]] + flat[10:]                                # before, everything may grow
+    assert soak.grown(warming) == []
+    leaks = {"main MB": lambda i: 400 + 3 * i, "workers MB": lambda i: 300 + 2 * i, "files": lambda i: 40 + i // 5, "processes": lambda i: 4 + (i >= 20)}
+    for name, value in leaks.items():
+        assert [words.split(" grew")[0] for words in soak.grown([s | {name: value(i)} for i, s in enumerate(flat)])] == [name]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="Linux only")
+def test_a_process_and_its_children_are_measured():
+    child = "held = bytearray(30_000_000); files = [open('/dev/null') for _ in range(7)]; print(1, flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    process.stdout.readline()
+    found = soak.measure(process.pid)
+    process.communicate(b"\n")
+    assert found["processes"] == 2 and found["files"] >= 3 + 3 + 7 and found["workers MB"] > 30 > found["main MB"] > 1
+    assert soak.measure(process.pid)["processes"] == 0

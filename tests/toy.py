@@ -1,0 +1,85 @@
+"""A task of a few microseconds a step, for the tests that kill, hang and resume.
+
+Its state remembers every action, so a run that came back to another state would show it. Episodes last 13 steps, which a
+chunk of 5 does not divide, or end earlier at the goal.
+"""
+import collections
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import envs  # noqa: E402
+
+
+class Toy(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Box(-9, 9, (3,)), gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = np.r_[self.np_random.uniform(-1, 1, 2), 0]
+        return self.state, {}
+
+    def step(self, action):
+        self.state = np.r_[self.state[:2] + 0.1 * action, np.sin(self.state.sum())]
+        success = bool(np.abs(self.state[:2]).max() < 0.1)
+        return self.state, success - 1.0, success, False, {"success": success}
+
+
+class Failing(Toy):
+    """Fails as the files in `folder` say: "step4 hangs" at the fourth step of one process, once. Calls: start, reset, step."""
+
+    def __init__(self, folder):
+        self.folder, self.calls = Path(folder), collections.Counter()
+        self.maybe_fail("start")
+
+    def maybe_fail(self, call, *numbers):
+        self.calls[call] += 1
+        for how in ("dies", "hangs", "raises", "says nan", "pays inf"):
+            order = self.folder / f"{call}{self.calls[call]} {how}"
+            if order.exists():
+                order.unlink()
+                if how == "dies":
+                    os._exit(7)
+                if how == "hangs":
+                    time.sleep(10_000)
+                if how == "raises":
+                    raise ValueError("out of joint")
+                obs, reward, *rest = numbers
+                return (obs * np.nan, reward, *rest) if how == "says nan" else (obs, np.inf, *rest)
+        return numbers
+
+    def reset(self, **kwargs):
+        return self.maybe_fail("reset", *super().reset(**kwargs))
+
+    def step(self, action):
+        return self.maybe_fail("step", *super().step(action))
+
+
+def make_failing(folder, chunk=None):
+    env = envs.OwnEnv(dataclasses.replace(TASK, make=lambda: Failing(folder)))
+    return envs.ChunkEnv(env, chunk) if chunk else env
+
+
+def write_data(path) -> None:
+    """40 episodes of a clumsy controller."""
+    env, rows, noise = Toy(), [], np.random.default_rng(0)
+    for episode in range(40):
+        obs, _ = env.reset(seed=episode)
+        for step in range(13):
+            action = np.clip(-3 * obs[:2] + noise.normal(0, 0.5, 2), -1, 1)
+            after, reward, success, _, _ = env.step(action)
+            rows.append((obs, action, reward, 1 - success, success or step == 12, after))
+            obs = after
+            if success:
+                break
+    names = "observations", "actions", "rewards", "masks", "terminals", "next_observations"
+    np.savez(path, **{name: np.array(column) for name, column in zip(names, zip(*rows))})
+
+
+TASK = envs.Task("toy", "own", "", 13, 3, 2, make=Toy)
