@@ -59,6 +59,7 @@ class Config:
     method: str = knob("dfp", "algorithm", "online", METHODS)
     preset: str = knob("paper", "set of values: the paper's, a small one for a CPU, the released code's, or Table 8's", "run", PRESETS)
     seed: int = knob(0, "seed of the run: initial weights, batches, noise, environments")
+    seeds: int = knob(1, "so many independent runs at once, --seed and the following ones, batched on one device", "run")
 
     # ---- how long (paper: 1M + 1M, Table 5)
     offline_steps: int = knob(1_000_000, "gradient steps of stage 1", "run")
@@ -133,7 +134,7 @@ class Config:
         for name in ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed"):
             need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
         for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
-                     "num_candidates", "top_k", "flow_steps", "time_std", "mix_size", "eval_every", "eval_episodes",
+                     "num_candidates", "top_k", "flow_steps", "time_std", "seeds", "mix_size", "eval_every", "eval_episodes",
                      "final_episodes", "log_every"):
             need(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be positive")
         for name in ("discount", "target_rate", "ema_rate"):

@@ -26,8 +26,9 @@ from config import Config, UserError
 from tools.checkpoints import fit, like, like_generator, natural, same, tensors
 
 
-def prepare(config: Config, given: set[str]):
-    """Everything a stage works with. Nothing is written before all of it has been checked."""
+def prepare(config: Config, given: set[str], first=None):
+    """Everything a stage works with. Nothing is written before all of it has been checked. first: a run of another seed, whose
+    data and evaluating simulators this one shares."""
     for name in ("device", "data_device"):
         if getattr(config, name) == "cuda" and not torch.cuda.is_available():
             raise UserError(f"--{name.replace('_', '-')} cuda: this torch sees no GPU; auto takes what there is")
@@ -37,7 +38,7 @@ def prepare(config: Config, given: set[str]):
     torch.set_float32_matmul_precision("high" if config.precision == "auto" else "highest")      # TF32, on CUDA only
 
     task = envs.task(config.task)
-    dataset, source = data.load(config)
+    dataset, source = (first.dataset, first.run.source) if first else data.load(config)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")
     folder = run_module.folder_of(config, given, source["kind"])
@@ -45,12 +46,21 @@ def prepare(config: Config, given: set[str]):
     buffer = data.make_buffer(config, dataset, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
-        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
-        info=None, batch=None, collecting=None, collector=None,
+        config=config, run=run, dataset=dataset, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
+        info=None, batch=None, collecting=None, collector=None, busy=False, interrupt=False, asked=False,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
         batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
-        evaluator=envs.Evaluator(task, config.chunk, config.workers or os.cpu_count()))
+        evaluator=first.evaluator if first else envs.Evaluator(task, config.chunk, config.workers or os.cpu_count()))
+
+
+def prepare_all(config: Config, given: set[str]) -> list:
+    """prepare() for each of --seeds, brought back where it is an unfinished run."""
+    ts = []
+    for seed in range(config.seed, config.seed + config.seeds):
+        ts.append(prepare(dataclasses.replace(config, seed=seed), given, ts[0] if ts else None))
+        restore(ts[-1])
+    return ts
 
 
 def offline_state(t, path) -> dict | None:
@@ -165,21 +175,23 @@ class Interrupted(BaseException):
 
 
 @contextlib.contextmanager
-def interruptible(t):
-    """Turns signals into Interrupted at a safe place."""
-    t.busy, t.interrupt = False, False
-
+def interruptible(ts):
+    """Turns signals into Interrupted at a safe place. Several runs in lock-step (tools/seeds.py) must all stop after the same
+    step: seeds.py asks for it then."""
     def handler(*_):
-        t.interrupt = True
-        if not t.busy:
-            raise Interrupted
+        ts[0].asked = True
+        if len(ts) == 1:
+            ts[0].interrupt = True
+            if not ts[0].busy:
+                raise Interrupted
     old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except Interrupted:
         for s in old:
             signal.signal(s, signal.SIG_IGN)                     # a second Ctrl-C must not spoil the saving
-        save(t)
+        for t in ts:
+            save(t)
         words = [w for w in sys.argv if w != "--resume"] + ["--resume"]
         if t.config.data == "auto":                              # hosts may come and go; the run's data do not
             words += ["--data", t.run.source["kind"]]
@@ -188,7 +200,9 @@ def interruptible(t):
     finally:
         for s, h in old.items():
             signal.signal(s, h)
-        t.evaluator.close()
+        ts[0].evaluator.close()
+        for t in ts:
+            t.run.lock.close()                                   # for the next run from the same Python process
 
 
 @contextlib.contextmanager
@@ -218,16 +232,18 @@ def evaluate(t) -> None:
     t.run.draw()                                                  # also where a run died while drawing
 
 
-def loop(t, stage: str, last: int, one_step) -> None:
-    """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step returns the update's info
-    (or None where nothing was trained)."""
+# A stage is a generator: it yields where the next batch lies ready in t.batch, and is sent the update's info. So one run is
+# driven by train() below, and several go in lock-step, their batches in one update, without a loop of their own.
+def loop(t, stage: str, last: int, one_step):
+    """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step, a generator too, returns the
+    update's info (or None where nothing was trained)."""
     c, t.stage, t.success, t.info = t.config, stage, None, None
     saved, trained, began = time.time(), 0, 0.0
     with tqdm(total=last, initial=t.step, desc=f"{c.task} {stage}", dynamic_ncols=True, smoothing=0.05) as bar:
         evaluate(t)                                               # step 0, the start of stage 2, or one that was cut short
         while t.step < last:
             t.busy = True
-            t.info = one_step()
+            t.info = yield from one_step()
             t.step += 1
             bar.update()
             trained += t.info is not None
@@ -253,27 +269,41 @@ def loop(t, stage: str, last: int, one_step) -> None:
                 bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
 
 
-def one_update(t) -> dict[str, torch.Tensor]:
-    """One update, on a fresh batch (kept for check_finite)."""
+def one_update(t):
+    """One update, on a fresh batch (kept for check_finite); returns its info."""
     t.batch = t.buffer.sample(t.config.batch_size, t.batches)
-    return t.algo.update(t.batch)
+    return (yield)
 
 
-def offline_stage(t) -> None:
+def offline_stage(t):
     """Stage 1, from where the run stands; ends in offline.pt."""
-    loop(t, "offline", t.config.offline_steps, lambda: one_update(t))
+    yield from loop(t, "offline", t.config.offline_steps, lambda: one_update(t))
     run_module.save(t.run.offline, dict(algorithm=t.algo.state_dict(), step=t.step, identity=t.run.identity()))
 
 
+def train(ts: list, stages) -> None:
+    """Runs the generator stages(t) of each t to its end."""
+    with interruptible(ts):
+        if len(ts) > 1:
+            from tools.seeds import in_lock_step
+            return in_lock_step(ts, stages)
+        t, steps, info = ts[0], stages(ts[0]), None
+        with contextlib.suppress(StopIteration):
+            while True:
+                steps.send(info)
+                info = t.algo.update(t.batch)
+
+
 def main() -> None:
-    t = prepare(*config_module.parse(__doc__.split("\n")[0]))
-    restore(t)
-    if t.stage == "online" or offline_state(t, t.run.offline):
-        raise UserError(f"stage 1 is already complete in {t.run.folder}; python train_online.py goes on from it")
-    t.run.write_config()
-    with interruptible(t):
-        offline_stage(t)
-    print(f"stage 1 done: {t.run.offline}")
+    ts = prepare_all(*config_module.parse(__doc__.split("\n")[0]))
+    for t in ts:
+        if t.stage == "online" or offline_state(t, t.run.offline):
+            raise UserError(f"stage 1 is already complete in {t.run.folder}; python train_online.py goes on from it")
+    for t in ts:
+        t.run.write_config()
+    train(ts, offline_stage)
+    for t in ts:
+        print(f"stage 1 done: {t.run.offline}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import config as config_module
 import envs
 import run as run_module
 from config import UserError
-from train_offline import interruptible, loop, offline_stage, offline_state, one_update, prepare, restore, saying_where
+import train_offline
+from train_offline import loop, offline_stage, offline_state, one_update, prepare_all, saying_where
 
 
 class Collector:
@@ -121,7 +122,8 @@ class Collector:
             self.simulator = None
 
 
-def online_stage(t) -> None:
+def online_stage(t):
+    """Stage 2, from where the run stands: a generator like all stages, see train_offline.loop."""
     c = t.config
     t.collector = collector = Collector(t, t.collecting)
 
@@ -129,9 +131,9 @@ def online_stage(t) -> None:
         with saying_where(t):
             collector.step()
         if t.step >= c.offline_steps + c.warmup:                 # the first steps only collect, as released
-            return one_update(t)                                                                 # lines 3-7
+            return (yield from one_update(t))                                                    # lines 3-7
     try:
-        loop(t, "online", c.offline_steps + c.online_steps, one_step)
+        yield from loop(t, "online", c.offline_steps + c.online_steps, one_step)
     finally:
         collector.close()
 
@@ -152,32 +154,36 @@ def take_offline(t) -> bool:
 
 
 def train(**knobs):
-    """From Python what the command line does: train(task="lift", preset="quick", seed=1) -> the run's folder."""
+    """From Python what the command line does: train(task="lift", preset="quick", seed=1) -> the run's folder (with seeds=5: all)."""
     knobs = {"resume": "--resume" in sys.argv} | knobs          # the line that an interrupted run prints works for your script too
-    return both_stages(config_module.build(knobs), set(knobs))
+    return run_all(config_module.build(knobs), set(knobs))
 
 
-def both_stages(c, given: set[str]):
+def both_stages(t):
+    if t.stage == "offline":
+        if not take_offline(t):
+            yield from offline_stage(t)
+        t.algo.start_online()
+        t.batches.manual_seed(t.config.seed + 3)     # so that a run from a sibling's stage 1 equals one that ran it itself
+    yield from online_stage(t)
+
+
+def run_all(c, given: set[str]):
     if c.online_steps <= c.warmup:
         raise UserError(f"--online-steps {c.online_steps} do not exceed --warmup {c.warmup}: nothing would be trained online"
                         + ("; the pure offline setting is python train_offline.py" if c.preset == "offline-rl" else ""))
-    t = prepare(c, given)
-    restore(t)
-    t.run.write_config()
-    with interruptible(t):
-        if t.stage == "offline":
-            if not take_offline(t):
-                offline_stage(t)
-            t.algo.start_online()
-            t.batches.manual_seed(c.seed + 3)        # so that a run from a sibling's stage 1 equals one that ran it itself
-        online_stage(t)
-    final = t.run.rows("eval.csv")[-1]
-    print(f"done: success {float(final['success']):.0%} over {final['episodes']} episodes; {t.run.folder}/curve.png")
-    return t.run.folder
+    ts = prepare_all(c, given)
+    for t in ts:
+        t.run.write_config()
+    train_offline.train(ts, both_stages)
+    for t in ts:
+        final = t.run.rows("eval.csv")[-1]
+        print(f"done: success {float(final['success']):.0%} over {final['episodes']} episodes; {t.run.folder}/curve.png")
+    return [t.run.folder for t in ts] if len(ts) > 1 else ts[0].run.folder
 
 
 def main() -> None:
-    both_stages(*config_module.parse(__doc__.split("\n")[0]))
+    run_all(*config_module.parse(__doc__.split("\n")[0]))
 
 
 if __name__ == "__main__":

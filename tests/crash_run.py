@@ -3,7 +3,9 @@
 It says "+saving" and "-saving" around a phase, "." at a moment within one. Saving is slowed down on purpose, at every fsync
 and rename, so that a kill can fall between any two of them.
 """
+import contextlib
 import functools
+import inspect
 import os
 import sys
 import time
@@ -15,7 +17,7 @@ import toy
 
 PHASES = {"generation": ["tools.demos:generate"], "offline": ["train_online:offline_stage"], "online": ["train_online:online_stage"],
           "evaluation": ["envs:Evaluator.roll_out"], "saving": ["train_offline:save", "run:save", "run:Run.append", "run:Run.cut_rows_after"]}
-MOMENTS = ["os:fsync", "os:replace", "envs:Simulators.send", "train_online:one_update", "train_offline:one_update",
+MOMENTS = ["os:fsync", "os:replace", "envs:Simulators.send", "dfp:DFP.update",
            "data:ReplayBuffer.add", "tools.demos:_read_part", "tools.demos:write_ogbench"]
 
 
@@ -27,30 +29,37 @@ def wrap(place: str, around) -> None:
 
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
-        return around(lambda: function(*args, **kwargs))
-    setattr(owner, name, wrapped)
+        with around():
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def stage(*args, **kwargs):                     # a generator, entered and left where it runs
+        with around():
+            return (yield from function(*args, **kwargs))
+    setattr(owner, name, stage if inspect.isgeneratorfunction(function) else wrapped)
 
 
 def say(word: str) -> None:
     os.write(mouth, word.encode() + b"\n")          # at once, with no buffer that a kill could empty
 
 
-def announced(phase: str, call):
+@contextlib.contextmanager
+def announced(phase: str):
     say("+" + phase)
     try:
-        return call()
+        yield
     finally:
         say("-" + phase)
 
 
-def told(slow: float, call):
+@contextlib.contextmanager
+def told(slow: float):
     """Says so before and after."""
     say(".")
     time.sleep(slow)
-    result = call()
+    yield
     say(".")
     time.sleep(slow)
-    return result
 
 
 def episode(_, *numbers) -> dict:

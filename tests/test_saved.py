@@ -49,6 +49,13 @@ def parts(one_run, stage="offline"):
         batches=torch.Generator().manual_seed(1), acting=torch.Generator().manual_seed(2))
 
 
+def trained(t) -> dict:
+    """One update, as train_offline.train() drives it."""
+    next(train_offline.one_update(t))
+    t.info = t.algo.update(t.batch)
+    return t.info
+
+
 @pytest.fixture(scope="module")
 def one_run(tmp_path_factory):
     """A run's folder in the middle of stage 2, made without a simulator."""
@@ -56,14 +63,14 @@ def one_run(tmp_path_factory):
     one.write_config()
     t = parts(one)
     for t.step in (1, 2, 3):
-        one.append("train.csv", dict(step=t.step, stage="offline", **{k: v.item() for k, v in train_offline.one_update(t).items()}))
+        one.append("train.csv", dict(step=t.step, stage="offline", **{k: v.item() for k, v in trained(t).items()}))
     one.append("eval.csv", EVALUATION)
     run.save(one.offline, dict(algorithm=t.algo.state_dict(), step=t.step, identity=one.identity()))
     t.algo.start_online()
     t.stage, t.episode, t.collecting = "online", 2, dict(first=34, chunk=[torch.zeros(ACTION)] * 2)
     for t.step in range(4, 9):
         t.buffer.add(np.ones(OBS), np.ones(ACTION), -1.0, False, False, np.ones(OBS))
-        one.append("train.csv", dict(step=t.step, stage="online", **{k: v.item() for k, v in train_offline.one_update(t).items()}))
+        one.append("train.csv", dict(step=t.step, stage="online", **{k: v.item() for k, v in trained(t).items()}))
         if t.step == 6:
             t.buffer.end_episode()
     train_offline.save(t)
@@ -348,7 +355,7 @@ def test_states_of_every_method_fit_themselves_alone(method, one_run):
     algo, t = make(), parts(one_run)
     t.algo, t.config, t.buffer.chunk = algo, algo.config, algo.config.chunk
     for _ in range(2):
-        train_offline.one_update(t)
+        trained(t)
         other = make()
         other.load_state_dict(checkpoints.fit(copy.deepcopy(algo.state_dict()), other))
         assert plain(other.state_dict()) == plain(algo.state_dict())

@@ -1,9 +1,16 @@
 """Several seeds at once equal as many single ones."""
 import copy
+import os
+import signal
 
 import pytest
 import torch
 
+import envs
+import run
+import toy
+import train_online
+from config import TASKS
 from test_baselines import B, batch_for, make
 from tools.seeds import NETWORKS, Together
 
@@ -57,3 +64,60 @@ def test_unequal_numbers_of_updates_are_refused():
     two.update(batch_for(two))
     with pytest.raises(ValueError, match="different numbers"):
         Together([one, two])
+
+
+@pytest.fixture
+def train(tmp_path):
+    """train(out, ...): both stages of the toy task."""
+    toy.write_data(tmp_path / "toy.npz")
+    envs.register("toy", toy.Toy, toy.TASK.horizon)
+    knobs = dict(task="toy", data=str(tmp_path / "toy.npz"), preset="quick", compile=False, precision="fp32", hidden=16, layers=2, batch_size=8,
+                 offline_steps=12, online_steps=40, warmup=10, eval_every=20, eval_episodes=3, log_every=4, workers=1)
+    yield lambda out, **more: train_online.train(**knobs | dict(out=str(tmp_path / out)) | more)
+    del envs.TABLE["toy"]
+    TASKS.remove("toy")
+
+
+def numbers(folder, name):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.read_rows(folder / name)]
+
+
+def test_runs_in_lock_step_equal_single_ones(train):
+    """Each in its own folder. What they do online hangs on choices between candidates, which rounding may turn in principle."""
+    for k, folder in enumerate(train("together", seeds=3, seed=4)):
+        single = train("single", seed=4 + k)
+        assert folder.parts[-5:] == single.parts[-5:] and folder.name == f"seed{4 + k}"
+        assert numbers(folder, "eval.csv") == numbers(single, "eval.csv")
+        rows, alone = numbers(folder, "train.csv"), numbers(single, "train.csv")
+        assert len(rows) == len(alone) == 11 and all(a.keys() == b.keys() for a, b in zip(rows, alone))
+        for a, b in zip(rows, alone):
+            assert a["stage"] == b["stage"]
+            for name in a.keys() - {"stage"}:
+                assert (a[name] == b[name] == "") or float(a[name]) == pytest.approx(float(b[name]), rel=1e-3, abs=1e-5), (name, a["step"])
+
+
+def test_stopped_together_they_go_on_exactly(train, monkeypatch, capsys):
+    whole = train("whole", seeds=2)
+    update, calls = Together.update, []
+
+    def interrupted(self, batches):
+        calls.append(None)
+        if len(calls) == 25:                                      # in the online stage, in the middle of a chunk
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, batches)
+    monkeypatch.setattr(Together, "update", interrupted)
+    with pytest.raises(SystemExit) as end:
+        train("cut", seeds=2)
+    assert end.value.code == 130 and "stopped at step 36 and saved" in capsys.readouterr().out
+    for folder, again in zip(whole, train("cut", seeds=2, resume=True)):
+        for name in ("train.csv", "eval.csv"):
+            assert numbers(folder, name) == numbers(again, name)
+        assert (folder / "online.f32").read_bytes() == (again / "online.f32").read_bytes()
+
+
+def test_one_that_lags_behind_catches_up(train):
+    """Of two seeds one has been trained before: the other runs stage 1 alone, then both go on together."""
+    single = train("single", seed=1)
+    train("ready", seed=0, online_steps=11)
+    folders = train("ready", seeds=2, resume=True)
+    assert numbers(folders[1], "eval.csv") == numbers(single, "eval.csv")

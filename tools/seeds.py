@@ -84,3 +84,32 @@ class Together:
             move_towards(networks["actor_old"], networks["actor"], config.ema_rate)
         self.optimizer.step()
         return [{name: value.detach()[i] for name, value in info.items()} for i in range(len(self.algorithms))]
+
+
+def in_lock_step(ts: list, stages) -> None:
+    """Runs the generators stages(t) of train_offline.py side by side: every round each yields a batch and is sent its info. They
+    stop, save and end after the same step."""
+    steps = [stages(t) for t in ts]
+    for one in steps:
+        next(one, None)                                          # to its first batch
+    last = max(t.step for t in ts)
+    for t, one in zip(ts, steps):                                # runs that were killed may have been saved at different steps
+        while t.step < last:
+            t.interrupt = ts[0].asked
+            one.send(t.algo.update(t.batch))
+    together, running = Together([t.algo for t in ts]), True
+    while running:
+        asked = ts[0].asked                                      # once a round: whatever comes meanwhile is for the next
+        for t in ts:
+            t.interrupt = asked
+        infos, running, stopped = together.update([t.batch for t in ts]), False, None
+        for one, info in zip(steps, infos):
+            try:
+                one.send(info)
+                running = True
+            except StopIteration:
+                pass
+            except BaseException as error:                       # Interrupted comes from each, after the same step
+                stopped = error
+        if stopped:
+            raise stopped
