@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 import config as config_module
 import envs
-import run as run_module
-from config import UserError
 import train_offline
-from train_offline import loop, offline_stage, offline_state, one_update, prepare_all, saying_where
+from config import UserError
+from tools import states
+from train_offline import loop, offline_stage, one_update, prepare_all, saying_where
 
 
 class Collector:
@@ -141,7 +141,7 @@ def online_stage(t):
 def take_offline(t) -> bool:
     """Loads stage 1 from this folder's offline.pt or a sibling's -> whether there was one."""
     siblings = sorted(Path(t.config.out).glob(f"{t.config.task}/*/*/*/seed{t.config.seed}/offline.pt"))
-    path, state = next(((path, state) for path in [t.run.offline, *siblings] if (state := offline_state(t, path))), (None, None))
+    path, state = next(((path, state) for path in [t.run.offline, *siblings] if (state := states.offline_state(t, path))), (None, None))
     if path is None:
         return False
     t.algo.load_state_dict(state["algorithm"])

@@ -16,7 +16,7 @@ import numpy as np
 import toy
 
 PHASES = {"generation": ["tools.demos:generate"], "offline": ["train_online:offline_stage"], "online": ["train_online:online_stage"],
-          "evaluation": ["envs:Evaluator.roll_out"], "saving": ["train_offline:save", "run:save", "run:Run.append", "run:Run.cut_rows_after"]}
+          "evaluation": ["envs:Evaluator.roll_out"], "saving": ["tools.states:save", "run:save", "run:Run.append", "run:Run.cut_rows_after"]}
 MOMENTS = ["os:fsync", "os:replace", "envs:Simulators.send", "dfp:DFP.update",
            "data:ReplayBuffer.add", "tools.demos:_read_part", "tools.demos:write_ogbench"]
 

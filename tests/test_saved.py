@@ -29,7 +29,7 @@ import train_online
 from config import UserError, build
 from data import ReplayBuffer
 from test_scripts import script
-from tools import checkpoints, demos
+from tools import checkpoints, demos, states
 
 CONFIG = dict(task="lift", preset="quick", hidden=8, layers=2, batch_size=4, offline_steps=3, online_steps=50, warmup=1, resume=True, compile=False)
 OBS, ACTION = 19, 7
@@ -73,7 +73,7 @@ def one_run(tmp_path_factory):
         one.append("train.csv", dict(step=t.step, stage="online", **{k: v.item() for k, v in trained(t).items()}))
         if t.step == 6:
             t.buffer.end_episode()
-    train_offline.save(t)
+    states.save(t)
     return one
 
 
@@ -212,7 +212,7 @@ def try_restore(one_run):
     t, before = parts(one_run), contents(one_run.folder)
     fresh = loaded(t)
     try:
-        train_offline.restore(t)
+        states.restore(t)
     except UserError as error:
         assert one_line(error)
         assert contents(one_run.folder) == before and loaded(t) | dict(online=0, cuts=0) == fresh | dict(online=0, cuts=0)
@@ -300,11 +300,11 @@ def test_whole_checkpoints_of_random_structure(one_run, times):
 def test_offline_mutants_are_left_out(one_run, times, capsys):
     """A sibling or this run itself does not start from an offline.pt that is not stage 1's end."""
     draw, file, state = random.Random(times), one_run.offline.read_bytes(), run.read(one_run.offline)
-    good = train_offline.offline_state(parts(one_run), one_run.offline)
+    good = states.offline_state(parts(one_run), one_run.offline)
     taken = 0
     for i in range(40 * times):
         with in_place(one_run.offline, damaged(file, draw) if i % 2 else container(stored(edited(state, draw)))):
-            found = train_offline.offline_state(parts(one_run), one_run.offline)
+            found = states.offline_state(parts(one_run), one_run.offline)
             assert found is None or plain(found) == plain(good)
             taken += found is not None
     assert taken < 25 * times
@@ -339,9 +339,9 @@ def test_a_broken_newest_checkpoint_is_set_aside(one_run, tmp_path, capsys):
     (again.folder / "checkpoint.pt.previous").write_bytes(good)
     again.checkpoint.write_bytes(good[:-1000])
     t = parts(again)
-    train_offline.restore(t)
+    states.restore(t)
     assert t.step == 8 and "going on from the one before it, at step 8" in capsys.readouterr().out
-    train_offline.save(t)
+    states.save(t)
     names = {p.name for p in again.folder.iterdir()}
     assert "checkpoint.pt.broken" in names and (again.folder / "checkpoint.pt.previous").read_bytes() == good
     assert loaded(t) == try_restore(again)
@@ -369,10 +369,10 @@ def test_an_infinite_average_of_adam_stops_too(one_run, tmp_path, monkeypatch):
     """It would freeze its weight without a sound. Nothing good is replaced, also where there is no room for the broken state."""
     again = copied(one_run, tmp_path)
     t, good = parts(again), again.checkpoint.read_bytes()
-    train_offline.restore(t)
+    states.restore(t)
     t.algo.optimizer.state[t.algo.optimizer.param_groups[0]["params"][0]]["exp_avg_sq"][0, 0] = float("inf")
     with pytest.raises(UserError, match="step 8: optimizer.state.0.exp_avg_sq not finite; batch and networks are in .*, the last good state is"):
-        train_offline.save(t)
+        states.save(t)
     assert again.checkpoint.read_bytes() == good and not again.checkpoint.with_name("checkpoint.pt.previous").exists()
     assert run.read(tmp_path / "broken.pt")["step"] == 8
 
@@ -380,7 +380,7 @@ def test_an_infinite_average_of_adam_stops_too(one_run, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(run, "save", full)
     with pytest.raises(UserError, match="not finite; batch and networks could not be kept .No space left on device., the last good state is"):
-        train_offline.save(t)
+        states.save(t)
 
 
 def test_evaluate_refuses_in_one_line(one_run, tmp_path):
@@ -504,14 +504,14 @@ def test_full_disk_loses_nothing(one_run, small_disk):
     disk, fill = small_disk
     again = copied(one_run, disk / "r")
     t = parts(again)
-    train_offline.restore(t)
+    states.restore(t)
     for _ in range(10):                                          # rows enough for more than a page of the disk
         t.buffer.add(np.ones(OBS), np.ones(ACTION), -1.0, False, False, np.ones(OBS))
         t.step += 1
     before, row = contents(again.folder), again.rows("train.csv")[-1]
     long = {k: "0." + "1" * 5000 if k not in ("step", "stage") else v for k, v in row.items()} | dict(step="50")
     jobs = {"train.csv": lambda: again.append("train.csv", long), "new column": lambda: again.append("train.csv", row | dict(step="50", new="1")),
-            "config.json": again.write_config, "checkpoint": lambda: train_offline.save(t)}
+            "config.json": again.write_config, "checkpoint": lambda: states.save(t)}
     for free in (0, 4096):
         for name, job in jobs.items():
             fill(free if name != "new column" else 0)
@@ -525,7 +525,7 @@ def test_full_disk_loses_nothing(one_run, small_disk):
             assert {k: v for k, v in after.items() if k != "online.f32"} == {k: v for k, v in before.items() if k != "online.f32"}, name
             assert after["online.f32"].startswith(before["online.f32"])
             assert try_restore(again)["step"] == 8
-    train_offline.save(t)
+    states.save(t)
     assert loaded(t) == try_restore(again) and t.step == 18
 
 

@@ -20,6 +20,7 @@ import torch
 import config
 import run
 from config import UserError, build
+from tools import states
 from conftest import ROOT
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
@@ -250,7 +251,6 @@ def test_restart_without_a_checkpoint_starts_its_tables_over(tmp_path):
 def test_a_broken_number_stops_and_keeps_the_last_good_state(tmp_path):
     from types import SimpleNamespace
 
-    import train_offline
     kept = tmp_path / "checkpoint.pt"
     kept.write_bytes(b"good")
     weight = torch.zeros(2)
@@ -258,11 +258,11 @@ def test_a_broken_number_stops_and_keeps_the_last_good_state(tmp_path):
                         run=SimpleNamespace(checkpoint=kept, folder=tmp_path),
                         algo=SimpleNamespace(state_dict=lambda: {"actor": {"w": weight}, "improving": True}))
     with pytest.raises(UserError, match="step 7: critic_loss not finite; batch and networks are in .*, the last good state is"):
-        train_offline.save(t)
+        states.save(t)
     assert kept.read_bytes() == b"good" and run.read(tmp_path / "broken.pt")["batch"]["rewards"].tolist() == [1, 1, 1]
     t.info, weight[1] = {"q": torch.tensor(1.0)}, float("inf")                 # a loss that was fine, and a gradient that was not
     with pytest.raises(UserError, match="actor.w not finite"):
-        train_offline.save(t)
+        states.save(t)
 
 
 def test_report_from_run_folders(first, tmp_path):
