@@ -7,7 +7,8 @@
 Peak is the best square matrix product (1024 to 8192) of the same process with the same threads; work is counted from the
 shapes of the matrix products that run (torch's FlopCounterMode), so rate / peak says how much is left on the table. Modes
 are timed in turns, and the median is kept: on a shared machine only ratios within one run mean anything.
-Prints a table and writes <out>/benchmark.csv: what, method, mode, ms, gflop, rate (GFLOP/s or 1/s), peak, ratio.
+Prints a table and writes <out>/benchmark.csv: what, method, mode, ms, gflop, rate (GFLOP/s or 1/s), peak, ratio. The ratio is
+rate / peak, or what the row says: time compiled / plain, a method's / DFP's, several seeds' / one's.
 """
 import argparse
 import contextlib
@@ -27,6 +28,7 @@ import data
 import envs
 import run
 from config import UserError
+from tools.seeds import Together
 
 COLUMNS = ("what", "method", "mode", "ms", "gflop", "rate", "peak", "ratio")
 
@@ -83,6 +85,7 @@ def build(args, method: str, online: bool, **knobs):
 def updates(args, peak, add) -> None:
     modes = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
              "compiled fp32": dict(compile=True, precision="fp32"), "plain fp32": dict(compile=False, precision="fp32")}
+    times = {}
     for online in (False, True):
         for method in args.methods:
             ready = {}
@@ -96,17 +99,44 @@ def updates(args, peak, add) -> None:
             for _ in range(args.rounds):                         # in turns, so that a busy moment hits every mode
                 for mode, (step, _, _) in ready.items():
                     taken[mode].append(seconds(step, args.device, args.repeat))
+            stage = "online" if online else "offline"
+            t = times[stage, method] = {mode: statistics.median(found) for mode, found in taken.items()}
             for mode, (_, gflop, first) in ready.items():
-                t = statistics.median(taken[mode])
-                add(f"{'online' if online else 'offline'} update", method, mode, t, gflop=gflop, peak=peak["fp32"])
-                add(f"first {'online' if online else 'offline'} update", method, mode, first)
+                add(f"{stage} update", method, mode, t[mode], gflop=gflop, peak=peak["fp32"])
+                add(f"first {stage} update", method, mode, first)
+            for precision in ("auto", "fp32"):
+                if {f"compiled {precision}", f"plain {precision}"} <= t.keys():
+                    add(f"{stage} update, compiled / plain", method, precision, ratio=t[f"compiled {precision}"] / t[f"plain {precision}"])
+    compare("offline update", {m: times["offline", m].get(args.mode) for m in args.methods}, args.mode, add)
+    compare("online update", {m: times["online", m].get(args.mode) for m in args.methods}, args.mode, add)
+
+
+def compare(what, times, mode, add) -> None:
+    """Rows of ratios to DFP's time, where several methods were timed."""
+    for method, t in times.items():
+        if method != "dfp" and times.get("dfp"):
+            add(f"{what} / dfp's", method, mode, ratio=t / times["dfp"])
+
+
+def seeds(args, add) -> None:
+    """Several seeds stacked into one update, beside one."""
+    one = build(args, "dfp", True, compile="compiled" in args.mode)[1]
+    several = [build(args, "dfp", True, compile="compiled" in args.mode, seed=k)[0] for k in range(args.seeds)]
+    together, buffer, draw = Together(several), example(several[0].config, args.device), torch.Generator(args.device).manual_seed(0)
+    update = lambda: together.update([buffer.sample(a.config.batch_size, draw) for a in several])      # noqa: E731
+    times = [statistics.median(seconds(f, args.device, args.repeat) for _ in range(args.rounds)) for f in (one, update)]
+    add(f"online update of {args.seeds} seeds", "dfp", args.mode, times[1])
+    add(f"online update, {args.seeds} seeds / one", "dfp", args.mode, ratio=times[1] / times[0])
 
 
 def acting(args, add) -> None:
+    times = {}
     for method in args.methods:
         algo, _, _ = build(args, method, False, compile=False)
         obs, generator = np.zeros((1, envs.task(args.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
-        add(f"act, best of {algo.config.best_of}", method, "plain auto", seconds(lambda: algo.act(obs, generator), args.device, 50))
+        times[method] = seconds(lambda: algo.act(obs, generator), args.device, 50)             # noqa: B023
+        add(f"act, best of {algo.config.best_of}", method, "plain auto", times[method])
+    compare("act", times, "plain auto", add)
 
 
 def simulating(args, add) -> None:
@@ -151,6 +181,7 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=8192, help="largest matrix product tried for the peak")
     parser.add_argument("--rounds", type=int, default=3, help="turns each mode gets")
     parser.add_argument("--repeat", type=int, default=5, help="updates in a turn")
+    parser.add_argument("--seeds", type=int, default=5, help="so many seeds stacked into one update, beside one; 1: left out")
     parser.add_argument("--profile", action="store_true", help="profile the online update of the first method, and stop")
     parser.add_argument("--out", default="results", help="folder of benchmark.csv")
     args = parser.parse_args()
@@ -168,25 +199,31 @@ def main() -> None:
 
     rows = []
 
-    def add(what, method, mode, t, gflop=None, peak=None):
-        rate = gflop / t if gflop else 1 / t
-        rows.append(dict(what=what, method=method, mode=mode, ms=f"{1e3 * t:.2f}", gflop=f"{gflop:.1f}" if gflop else "", rate=f"{rate:.1f}",
-                         peak=f"{peak:.0f}" if peak else "", ratio=f"{rate / peak:.2f}" if peak else ""))
-        print("  ".join(f"{rows[-1][k]:>{w}}" for k, w in zip(COLUMNS, (26, 12, 14, 9, 7, 9, 6, 6))), flush=True)
+    def show(row):
+        print("  ".join(f"{row.get(k, ''):>{w}}" for k, w in zip(COLUMNS, (32, 8, 14, 9, 7, 9, 6, 6))), flush=True)
 
-    print("  ".join(f"{k:>{w}}" for k, w in zip(COLUMNS, (26, 12, 14, 9, 7, 9, 6, 6))))
+    def add(what, method, mode, t=None, gflop=None, peak=None, rate=None, ratio=None):
+        """A row: of a time in seconds (and its work), of a rate, or of a ratio."""
+        rate = rate or t and (gflop or 1) / t
+        ratio = ratio or peak and rate / peak
+        numbers = dict(ms=t and f"{1e3 * t:.2f}", gflop=gflop and f"{gflop:.1f}", rate=rate and f"{rate:.1f}", peak=peak and f"{peak:.0f}",
+                       ratio=ratio and f"{ratio:.2f}")
+        rows.append(dict(what=what, method=method, mode=mode) | {k: v for k, v in numbers.items() if v})
+        show(rows[-1])
+
+    show(dict(zip(COLUMNS, COLUMNS)))
     peak = peaks(args.device, args.largest)
     for name, value in peak.items():
-        rows.append(dict(what="matrix product, peak", method="-", mode=name, rate=f"{value:.0f}"))
-        print(f"{'matrix product, peak':>26}  {'-':>12}  {name:>14}  {'':9}  {'':7}  {value:9.0f}")
+        add("matrix product, peak", "-", name, rate=value)
     updates(args, peak, add)
     acting(args, add)
+    if args.seeds > 1 and "dfp" in args.methods:
+        seeds(args, add)
     with contextlib.suppress(ImportError):
         simulating(args, add)
     memory = torch.cuda.max_memory_allocated() / 2**20 if args.device.type == "cuda" else \
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    rows.append(dict(what="peak memory, MiB", method="-", mode=str(args.device), rate=f"{memory:.0f}"))
-    print(f"{'peak memory, MiB':>26}  {'-':>12}  {str(args.device):>14}  {'':9}  {'':7}  {memory:9.0f}")
+    add("peak memory, MiB", "-", str(args.device), rate=memory)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "benchmark.csv", "w", newline="") as file:

@@ -1,0 +1,39 @@
+"""What the benchmark prints adds up. (No test asserts a speed.)"""
+import argparse
+import csv
+import sys
+
+import pytest
+import torch
+
+from tools import benchmark
+
+
+def test_rows_add_up(tmp_path, monkeypatch):
+    words = "--task lift --preset quick --methods dfp mvp --device cpu --largest 1024 --rounds 1 --repeat 1 --seeds 2 --workers 1"
+    monkeypatch.setattr(benchmark, "simulating", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words.split(), "--mode", "plain auto", "--out", str(tmp_path)])
+    benchmark.main()
+    with open(tmp_path / "benchmark.csv", newline="") as file:
+        rows = {(row["what"], row["method"]): row for row in csv.DictReader(file)}
+    ms = {key: float(row["ms"]) for key, row in rows.items() if row["ms"]}
+    for stage in ("offline", "online"):
+        row = rows[f"{stage} update", "dfp"]
+        assert float(row["gflop"]) / ms[f"{stage} update", "dfp"] * 1e3 == pytest.approx(float(row["rate"]), rel=0.1)
+        assert float(row["rate"]) / float(row["peak"]) == pytest.approx(float(row["ratio"]), abs=0.02)
+        share = ms[f"{stage} update", "mvp"] / ms[f"{stage} update", "dfp"]
+        assert float(rows[f"{stage} update / dfp's", "mvp"]["ratio"]) == pytest.approx(share, abs=0.01)
+    assert ("online update of 2 seeds", "dfp") in ms and float(rows["online update, 2 seeds / one", "dfp"]["ratio"]) > 0
+
+
+def test_work_is_counted_from_the_shapes():
+    """The critic's part of an offline update by hand: forward and twice that backward for two networks at the data's actions, one
+    pass each of the candidates and of the chosen ones; the actor's: N' candidates, and N_gen samples with their gradients."""
+    args = argparse.Namespace(task="lift", preset="quick", device=torch.device("cpu"))
+    found = benchmark.build(args, "dfp", False, compile=False)[2]
+    batch, hidden, obs, chunk, best_of, generated = 128, 128, 19, 35, 4, 8
+    body = 3 * hidden * hidden
+    critic, actor, first = (obs + chunk) * hidden + body + hidden, (obs + chunk) * hidden + body + chunk * hidden, (obs + chunk) * hidden
+    trained = lambda weights: 3 * weights - first                # noqa: E731  no gradient is asked of the inputs
+    passes = 2 * (best_of * critic + critic + trained(critic)) + best_of * actor + generated * trained(actor)
+    assert found == pytest.approx(2e-9 * batch * passes, rel=0.02)          # and the drift's own distances
