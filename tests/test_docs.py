@@ -64,6 +64,10 @@ def test_line_counts():
             assert abs(lines - int(count)) <= 5, f"{file} has {lines} lines, README says {count}"
 
 
+def test_results_are_the_report_s():
+    assert (ROOT / "results/quick/table.md").read_text() in README
+
+
 def test_commands_are_understood(capsys):
     """Every command line names files that exist and options that are known. (They are run elsewhere, with fewer steps.)"""
     trained = 0
