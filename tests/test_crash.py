@@ -1,6 +1,6 @@
 """Killed anywhere and resumed, a run ends in the same tables, weights and transitions, bit for bit, as one that was left alone.
 
-Six kills in the normal run; `pytest --slow tests/test_crash.py` does more than seventy and prints where they struck, which is
+Three kills in the normal run; `pytest --slow tests/test_crash.py` does more than seventy and prints where they struck, which is
 what the process said last.
 """
 import collections
@@ -27,7 +27,7 @@ from test_fetch import host  # noqa: F401  a fixture
 from test_scripts import rows
 from tools import demos
 
-TOY = ("--task toy --data {}/toy.npz --preset quick --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 --online-steps 40 --warmup 5 "
+TOY = ("--task toy --data {}/toy.npz --preset quick --no-compile --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 --online-steps 40 --warmup 5 "
        "--eval-every 12 --eval-episodes 3 --log-every 5 --workers 2 --threads 1 --precision fp32 --resume")
 LIFT = TOY.replace("--task toy --data {}/toy.npz", "--task lift --data generated --data-size 3 --data-dir {}").replace("--workers 2", "--workers 1")
 
@@ -170,12 +170,11 @@ KILLS = {                # announcements of a whole life of toy, about; the nth 
     "generation": 30, "offline": 40, "online": 120, "evaluation": 30, "saving": 60}
 
 
-def test_six_kills(undisturbed, tmp_path):
+def test_three_kills(undisturbed, tmp_path):
     of, data = undisturbed
     words = TOY.format(data)
-    struck = survive(tmp_path, words, [
-        ("offline", 35, 0), ("saving", 14, 0.005), ("evaluation", 12, 0), ("online", 45, 0, signal.SIGTERM), ("saving", 10, 0.005), ("online", 30, 0)])
-    assert sum(struck[phase] for phase in ("offline", "saving", "evaluation", "online")) == 5 and struck["SIGTERM in online"] == 1, struck
+    struck = survive(tmp_path, words, [("offline", 35, 0), ("saving", 14, 0.005), ("online", 45, 0, signal.SIGTERM)])
+    assert struck["offline"] + struck["saving"] == 2 and struck["SIGTERM in online"] == 1, struck
     assert_same_runs(of(words), tmp_path)
 
 

@@ -119,7 +119,7 @@ def test_siblings_share_stage_1(first, home):
     assert [r["step"] for r in rows(sibling, "eval.csv")] == ["0", "30", "60", "70"]
 
 
-@pytest.mark.parametrize("method, sibling", [("qc-bfn", None), ("fql", None), ("mvp-topk", "mvp")])
+@pytest.mark.parametrize("method, sibling", [pytest.param("qc-bfn", None, marks=pytest.mark.slow), ("fql", None), ("mvp-topk", "mvp")])
 def test_rivals_run_from_end_to_end(method, sibling, tmp_path, home):
     short = "--eval-every 1000 --offline-steps 10 --online-steps 15 --warmup 5"
     script("train_online.py", tmp_path, home, f"--method {method} {short}")
