@@ -79,8 +79,13 @@ class DFP:
                the update is a function of its arguments.
         """
         critic_loss, actor_loss, info = self.losses(batch, noise or self.draw_noise(len(batch["rewards"])))
+        self.descend(critic_loss + actor_loss)       # the two share no parameter: one backward pass serves both
+        return {name: value.detach() for name, value in info.items()}
+
+    def descend(self, loss: Tensor) -> None:
+        """One step of Adam on a loss [], and of the averages."""
         self.optimizer.zero_grad(set_to_none=True)
-        (critic_loss + actor_loss).backward()        # the two share no parameter: one backward pass serves both
+        loss.backward()
 
         # Averages first, optimiser second: like the released code, both averages read the parameters from *before* this
         # step. The lag of one step is harmless; it is kept so that whole updates compare number for number.
@@ -88,7 +93,6 @@ class DFP:
         if self.improving:
             move_towards(self.actor_old, self.actor, self.config.ema_rate)       # Alg. 1, line 7
         self.optimizer.step()
-        return {name: value.detach() for name, value in info.items()}
 
     def _losses(self, batch, noise) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Critic and actor loss of one batch, both with the parameters before the step. No state changes here."""

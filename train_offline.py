@@ -58,6 +58,8 @@ def prepare_all(config: Config, given: set[str]) -> list:
     for seed in range(config.seed, config.seed + config.seeds):
         ts.append(prepare(dataclasses.replace(config, seed=seed), given, ts[0] if ts else None))
         states.restore(ts[-1])
+    for t in ts:
+        t.dataset = None                                         # the buffers hold it now
     return ts
 
 
@@ -82,7 +84,8 @@ def interruptible(ts):
         for s in old:
             signal.signal(s, signal.SIG_IGN)                     # a second Ctrl-C must not spoil the saving
         for t in ts:
-            states.save(t)
+            if not t.busy:                                       # in the middle of a step: one of several, not yet in lock-step
+                states.save(t)
         words = [w for w in sys.argv if w != "--resume"] + ["--resume"]
         if t.config.data == "auto":                              # hosts may come and go; the run's data do not
             words += ["--data", t.run.source["kind"]]

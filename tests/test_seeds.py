@@ -11,6 +11,7 @@ import run
 import toy
 import train_online
 from config import TASKS
+from dfp import DFP
 from test_baselines import B, batch_for, make
 from tools.seeds import NETWORKS, Together
 
@@ -113,6 +114,28 @@ def test_stopped_together_they_go_on_exactly(train, monkeypatch, capsys):
         for name in ("train.csv", "eval.csv"):
             assert numbers(folder, name) == numbers(again, name)
         assert (folder / "online.f32").read_bytes() == (again / "online.f32").read_bytes()
+
+
+def test_complete_and_cut_ones_beside_each_other(train, monkeypatch):
+    """Seed 0 is complete; seed 1 lags behind seed 2 when Ctrl-C comes, while seed 2 has begun a step that must not be saved."""
+    whole = train("whole", seeds=3)
+    train("cut", seed=0)
+    train("cut", seed=2, online_steps=20)
+    update, calls = DFP.update, []
+
+    def interrupted(self, batch, noise=None):
+        calls.append(None)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return update(self, batch, noise)
+    with monkeypatch.context() as m:
+        m.setattr(DFP, "update", interrupted)
+        with pytest.raises(SystemExit):
+            train("cut", seeds=3, resume=True)
+    for folder, again in zip(whole, train("cut", seeds=3, resume=True)):
+        assert numbers(folder, "eval.csv")[-1] == numbers(again, "eval.csv")[-1]
+        assert (again / "online.f32").stat().st_size == (folder / "online.f32").stat().st_size
+        assert [row["step"] for row in numbers(again, "train.csv")] == [row["step"] for row in numbers(folder, "train.csv")]
 
 
 def test_one_that_lags_behind_catches_up(train):

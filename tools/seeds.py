@@ -7,12 +7,13 @@ so that acting, saving and evaluating see nothing of it. Losses equal a single r
 
     together = Together([DFP(...), DFP(...)]);  infos = together.update([batch, batch])
 """
+import contextlib
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from critic import move_towards
-from dfp import compiled
+from dfp import DFP, compiled
 
 NETWORKS = ("actor", "actor_old", "critic", "critic_target")
 
@@ -44,16 +45,22 @@ class Stack(nn.Module):
 
 class Together:
     """Algorithms of one kind and one configuration (but for the seed), which have made equally many updates."""
+    descend = DFP.descend                            # a stack has the names of what it stacks
 
     def __init__(self, algorithms):
         self.algorithms, first = algorithms, algorithms[0]
-        self.networks = {name: Stack([getattr(a, name) for a in algorithms]) for name in NETWORKS}
-        self.optimizer = torch.optim.Adam([*self.networks["actor"].parameters(), *self.networks["critic"].parameters()],
-                                          lr=first.config.lr, fused=True)
+        self.config = first.config
+        for name in NETWORKS:
+            setattr(self, name, Stack([getattr(a, name) for a in algorithms]))
+        self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=self.config.lr, fused=True)
         self._share_averages()
         losses = Losses(first)
         one = lambda parameters, batch, noise: functional_call(losses, parameters, (batch, noise))      # noqa: E731
-        self.losses = (compiled if first.config.compile else lambda f: f)(vmap(one))
+        self.losses = (compiled if self.config.compile else lambda f: f)(vmap(one))
+
+    @property
+    def improving(self) -> bool:
+        return self.algorithms[0].improving
 
     def _share_averages(self) -> None:
         """Adam's averages of each algorithm, stacked; each keeps a view, for its state_dict()."""
@@ -73,42 +80,37 @@ class Together:
         """DFP.update for each: its batch -> its info."""
         noises = [a.draw_noise(len(batch["rewards"])) for a, batch in zip(self.algorithms, batches)]
         batch, noise = ({name: torch.stack([one[name] for one in several]) for name in several[0]} for several in (batches, noises))
-        parameters = {f"{network}.{name}": p for network, stack in self.networks.items() for name, p in zip(stack.names, stack.stacked)}
+        parameters = {f"{network}.{name}": p for network in NETWORKS for stack in [getattr(self, network)] for name, p in zip(stack.names, stack.stacked)}
         critic_loss, actor_loss, info = self.losses(parameters, batch, noise)                       # [S] each
-        self.optimizer.zero_grad(set_to_none=True)
-        (critic_loss + actor_loss).sum().backward()              # seed by seed: no parameter is shared
-
-        config, networks = self.algorithms[0].config, self.networks
-        move_towards(networks["critic_target"], networks["critic"], config.target_rate)
-        if self.algorithms[0].improving:
-            move_towards(networks["actor_old"], networks["actor"], config.ema_rate)
-        self.optimizer.step()
+        self.descend((critic_loss + actor_loss).sum())           # seed by seed: no parameter is shared
         return [{name: value.detach()[i] for name, value in info.items()} for i in range(len(self.algorithms))]
 
 
 def in_lock_step(ts: list, stages) -> None:
     """Runs the generators stages(t) of train_offline.py side by side: every round each yields a batch and is sent its info. They
-    stop, save and end after the same step."""
-    steps = [stages(t) for t in ts]
-    for one in steps:
-        next(one, None)                                          # to its first batch
-    last = max(t.step for t in ts)
-    for t, one in zip(ts, steps):                                # runs that were killed may have been saved at different steps
+    stop, save and end after the same step. One that is complete already does nothing."""
+    running = []
+    for t in ts:
+        steps = stages(t)
+        with contextlib.suppress(StopIteration):
+            next(steps)                                          # to its first batch
+            running.append((t, steps))
+    last = max((t.step for t, _ in running), default=0)
+    for t, steps in running:                                     # runs that were killed may have been saved at different steps
         while t.step < last:
             t.interrupt = ts[0].asked
-            one.send(t.algo.update(t.batch))
-    together, running = Together([t.algo for t in ts]), True
+            steps.send(t.algo.update(t.batch))
+    together = Together([t.algo for t, _ in running]) if running else None
     while running:
         asked = ts[0].asked                                      # once a round: whatever comes meanwhile is for the next
         for t in ts:
             t.interrupt = asked
-        infos, running, stopped = together.update([t.batch for t in ts]), False, None
-        for one, info in zip(steps, infos):
+        infos, stopped = together.update([t.batch for t, _ in running]), None
+        for (t, steps), info in zip(running, infos):
             try:
-                one.send(info)
-                running = True
+                steps.send(info)
             except StopIteration:
-                pass
+                running = []                                     # the last step, for all of them
             except BaseException as error:                       # Interrupted comes from each, after the same step
                 stopped = error
         if stopped:
