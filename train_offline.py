@@ -105,8 +105,7 @@ def saying_where(t):
     try:
         yield
     except UserError as error:
-        kept = f"; the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else ""
-        raise UserError(f"step {t.step}: {error}{kept}") from None
+        raise UserError("; ".join(filter(None, (f"step {t.step}: {error}", states.last_good(t))))) from None
 
 
 def evaluate(t) -> None:

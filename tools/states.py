@@ -105,6 +105,10 @@ def save(t) -> None:
         data=t.run.source["sha256"], device=t.buffer.device.type, batches=t.batches.get_state(), acting=t.acting.get_state()))
 
 
+def last_good(t) -> str:
+    return f"the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else ""
+
+
 def check_finite(t) -> dict[str, float]:
     """The newest losses and diagnostics, read back from the device. UserError where one is not finite, or a number of the
     algorithm's state: weights, and Adam's averages, where an infinite one freezes its weight without a sound. The batch is kept."""
@@ -112,7 +116,7 @@ def check_finite(t) -> dict[str, float]:
     state = t.algo.state_dict()
     broken = [k for k, v in row.items() if not math.isfinite(v)] or [k for k, w in tensors(state) if not w.isfinite().all()]
     if broken:
-        kept = f"the last good state is {t.run.checkpoint}" if t.run.checkpoint.exists() else "nothing was saved before"
+        kept = last_good(t) or "nothing was saved before"
         try:
             run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=t.batch, algorithm=state))
             kept = f"batch and networks are in {t.run.folder}/broken.pt, {kept}"
