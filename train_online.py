@@ -17,6 +17,7 @@ import envs
 import train_offline
 from config import UserError
 from tools import states
+from tools.simulators import SimulatorLost, Simulators
 from train_offline import loop, offline_stage, one_update, prepare_all, saying_where
 
 
@@ -44,7 +45,7 @@ class Collector:
         while outcome is None:
             try:
                 outcome = self.outcome()
-            except envs.SimulatorLost as error:                  # at whatever call, here and nowhere else
+            except SimulatorLost as error:                  # at whatever call, here and nowhere else
                 self.give_up_episode(error)
         next_obs, reward, terminated, truncated, _ = outcome
         self.t.buffer.add(self.obs, self.chunk.popleft(), reward, terminated, truncated, next_obs)       # line 2
@@ -83,7 +84,7 @@ class Collector:
     def start(self) -> None:
         """A simulator, in the middle of an episode where a run goes on: from its seed, its actions lead to the same state again."""
         t, stored = self.t, self.t.buffer.online
-        self.simulator = envs.Simulators(functools.partial(envs.make, envs.task(t.config.task)), 1)
+        self.simulator = Simulators(functools.partial(envs.make, envs.task(t.config.task)), 1)
         if self.first is None:
             return self.new_episode()
         self.send_reset()
@@ -107,7 +108,7 @@ class Collector:
             self.t.buffer.end_episode()
         self.first = None
 
-    def give_up_episode(self, error: envs.SimulatorLost) -> None:
+    def give_up_episode(self, error: SimulatorLost) -> None:
         """After a loss: the next outcome() starts another simulator, and in it a new episode."""
         self.lost += 1
         if self.lost > 5:

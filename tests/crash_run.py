@@ -17,7 +17,7 @@ import toy
 
 PHASES = {"generation": ["tools.demos:generate"], "offline": ["train_online:offline_stage"], "online": ["train_online:online_stage"],
           "evaluation": ["envs:Evaluator.roll_out"], "saving": ["tools.states:save", "run:save", "run:Run.append", "run:Run.cut_rows_after"]}
-MOMENTS = ["os:fsync", "os:replace", "envs:Simulators.send", "dfp:DFP.update",
+MOMENTS = ["os:fsync", "os:replace", "tools.simulators:Simulators.send", "dfp:DFP.update",
            "data:ReplayBuffer.add", "tools.demos:_read_part", "tools.demos:write_ogbench"]
 
 

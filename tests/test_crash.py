@@ -179,10 +179,10 @@ def test_three_kills(undisturbed, tmp_path):
 
 
 def test_a_killed_run_leaves_no_worker_behind_that_hangs(tmp_path):
-    code = ("import functools, sys, time; sys.path.insert(0, sys.argv[1]); import toy, envs\n"
+    code = ("import functools, sys, time; sys.path.insert(0, sys.argv[1]); import toy\nfrom tools.simulators import Simulators\n"
             "if __name__ == '__main__':\n"
             "    (toy.Path('x') / 'step1 hangs').touch()\n"
-            "    simulators = envs.Simulators(functools.partial(toy.make_failing, 'x'), 1)\n"
+            "    simulators = Simulators(functools.partial(toy.make_failing, 'x'), 1)\n"
             "    simulators.send(0, 'reset', 1); simulators.answers(); simulators.send(0, 'step', [0, 0])\n"
             "    while (toy.Path('x') / 'step1 hangs').exists(): time.sleep(0.01)\n"
             "    print('hangs', flush=True); time.sleep(10_000)\n")

@@ -13,6 +13,7 @@ import toy
 import train_online
 from config import UserError
 from data import ReplayBuffer
+from tools import simulators
 
 
 class ThreeSteps(gymnasium.Env):
@@ -127,7 +128,7 @@ def steady(obs, generator, best_of=None):
 @pytest.fixture
 def failing(tmp_path, monkeypatch):
     """A Collector's parts on a task that fails as ordered, and how to order it."""
-    monkeypatch.setattr(envs, "PATIENCE", 3)
+    monkeypatch.setattr(simulators, "PATIENCE", 3)
     monkeypatch.setattr(envs, "make", functools.partial(lambda folder, task: toy.make_failing(folder), str(tmp_path)))
     t = parts(steady, 3, 2)
     t.run = SimpleNamespace(checkpoint=tmp_path / "checkpoint.pt")
@@ -176,7 +177,7 @@ def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failin
 
 def test_a_start_that_never_answers_counts_as_hung(failing, monkeypatch):
     t, _ = failing
-    monkeypatch.setattr(envs, "START_PATIENCE", 0.2)
+    monkeypatch.setattr(simulators, "START_PATIENCE", 0.2)
     monkeypatch.setattr(envs, "make", lambda task: time.sleep(10_000))
     with pytest.raises(UserError, match="failed 6 times, the last with: no answer in 0.2 seconds"):
         train_online.Collector(t).step()

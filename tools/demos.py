@@ -29,7 +29,7 @@ from tqdm import tqdm
 import config
 import envs
 from config import UserError
-from tools import files
+from tools import files, simulators
 
 VERSION = 4          # part of every name: raise it when operators or oracles change what a seed gives
 SHARD = 1_000_000    # transitions in a file of OGBench data
@@ -164,8 +164,8 @@ def _attempts(make, parts: Path, kind: str, wanted: int, count, workers: int, la
     bar = tqdm(total=wanted, desc=f"generating {label}", unit="", dynamic_ncols=True, file=sys.stderr)
     context = multiprocessing.get_context("spawn")         # safe on macOS and beside torch's threads
     threads = contextlib.ExitStack()                       # processes start when work is submitted, so it spans all of it
-    threads.enter_context(envs.single_threaded_children())
-    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=envs.behave_as_worker)
+    threads.enter_context(simulators.single_threaded_children())
+    pool = concurrent.futures.ProcessPoolExecutor(workers, context, initializer=simulators.behave_as_worker)
     try:
         while True:
             while total < wanted and frontier in done:     # strictly in order: the set must not depend on who was faster
