@@ -114,7 +114,7 @@ class Config:
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", "run")
     log_every: int = knob(500, "steps between rows of train.csv", "run")
     device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
-    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes, TF32 on CUDA; fp32: neither",
+    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes where the hardware has it, TF32 on CUDA; fp32: neither",
                           choices=("auto", "fp32"))
     compile: bool = knob(True, "torch.compile the losses", "run")
     workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", "run")

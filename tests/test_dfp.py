@@ -4,6 +4,7 @@ import copy
 import pytest
 import torch
 
+import dfp
 from config import build
 from critic import Critic, move_towards
 from dfp import DFP, compiled
@@ -165,8 +166,9 @@ def test_average_moves_by_its_rate():
         assert torch.allclose(new, 0.75 * old + 0.25 * source)
 
 
-def test_bf16_ranks_in_fp32_and_values_in_fp32():
+def test_bf16_ranks_in_fp32_and_values_in_fp32(monkeypatch):
     """precision auto: hidden layers of candidate passes in bf16, outputs, scores and the TD value in fp32."""
+    monkeypatch.setattr(dfp, "bf16_pays", lambda device: True)
     exact, fast = make(hidden=64), make(hidden=64, precision="auto")
     batch, noise = make_batch(), exact.draw_noise(8)
     with fast.candidate_precision():
@@ -176,6 +178,14 @@ def test_bf16_ranks_in_fp32_and_values_in_fp32():
     assert 0 < (scores - true).abs().max() < 0.05
     chosen = fast.choose(batch["next_observations"], noise["next"])
     assert chosen.dtype == torch.float32
+
+
+@pytest.mark.parametrize("has, pays", [({"avx2": True}, False), ({"avx512_f": True, "avx512_bf16": False}, False),
+                                       ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
+def test_bf16_only_where_the_hardware_has_it(has, pays, monkeypatch):
+    """Emulated, it costs six times the fp32 pass: a laptop must not get it by default."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert make(precision="auto").bf16 == pays and not make(precision="fp32").bf16
 
 
 def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
