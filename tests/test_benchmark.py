@@ -23,6 +23,7 @@ def test_rows_add_up(tmp_path, monkeypatch):
         assert float(row["rate"]) / float(row["peak"]) == pytest.approx(float(row["ratio"]), abs=0.02)
         share = ms[f"{stage} update", "mvp"] / ms[f"{stage} update", "dfp"]
         assert float(rows[f"{stage} update / dfp's", "mvp"]["ratio"]) == pytest.approx(share, abs=0.01)
+    assert [float(rows[f"{what} / dfp's", "mvp"]["ratio"]) for what in ("online step", "action")] == [0.97, 0.88]      # 13.2/13.6, 25.7/29.3
     assert ("online update of 2 seeds", "dfp") in ms and float(rows["online update, 2 seeds / one", "dfp"]["ratio"]) > 0
 
 

@@ -28,6 +28,7 @@ import data
 import envs
 import run
 from config import UserError
+from tools import results
 from tools.seeds import Together
 
 COLUMNS = ("what", "method", "mode", "ms", "gflop", "rate", "peak", "ratio")
@@ -107,15 +108,18 @@ def updates(args, peak, add) -> None:
             for precision in ("auto", "fp32"):
                 if {f"compiled {precision}", f"plain {precision}"} <= t.keys():
                     add(f"{stage} update, compiled / plain", method, precision, ratio=t[f"compiled {precision}"] / t[f"plain {precision}"])
-    compare("offline update", {m: times["offline", m].get(args.mode) for m in args.methods}, args.mode, add)
-    compare("online update", {m: times["online", m].get(args.mode) for m in args.methods}, args.mode, add)
+    for stage, column in (("offline", None), ("online", "online_step_ms")):
+        compare(f"{stage} update", {m: times[stage, m].get(args.mode) for m in args.methods}, args.mode, add, column)
 
 
-def compare(what, times, mode, add) -> None:
-    """Rows of ratios to DFP's time, where several methods were timed."""
+def compare(what, times, mode, add, column=None) -> None:
+    """Rows of ratios to DFP's time, where several methods were timed, and the paper's (a column of its Table 9)."""
+    theirs = {row["method"]: float(row[column]) for row in results.read_csv(results.PAPER / "times.csv")} if column else {}
     for method, t in times.items():
         if method != "dfp" and times.get("dfp"):
             add(f"{what} / dfp's", method, mode, ratio=t / times["dfp"])
+            if method in theirs:
+                add(f"{column[:-3].replace('_', ' ')} / dfp's", method, "Table 9", ratio=theirs[method] / theirs["dfp"])
 
 
 def seeds(args, add) -> None:
@@ -136,7 +140,7 @@ def acting(args, add) -> None:
         obs, generator = np.zeros((1, envs.task(args.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
         times[method] = seconds(lambda: algo.act(obs, generator), args.device, 50)             # noqa: B023
         add(f"act, best of {algo.config.best_of}", method, "plain auto", times[method])
-    compare("act", times, "plain auto", add)
+    compare("act", times, "plain auto", add, "action_ms")
 
 
 def simulating(args, add) -> None:
