@@ -71,7 +71,11 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A batch of chunks; see starts() and chunks(). The generator lives on the buffer's device."""
-        return {name: value.to(self.batch_device) for name, value in self.chunks(self.starts(batch_size, generator)).items()}
+        return self.batch(self.starts(batch_size, generator))
+
+    def batch(self, starts: Tensor) -> dict[str, Tensor]:
+        """chunks(), where training happens."""
+        return {name: value.to(self.batch_device) for name, value in self.chunks(starts).items()}
 
     def starts(self, batch_size: int, generator=None) -> Tensor:
         """Rows where chunks begin, uniform over everything stored."""

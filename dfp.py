@@ -67,7 +67,8 @@ class DFP:
         # Offline there is no L_topK (Sec. 5.1), but for the pure offline-RL setting of Table 8, which has it throughout.
         self.improving = config.topk_offline
         self.bf16 = config.precision == "auto" and bf16_pays(self.device)
-        self.losses = compiled(self._losses) if config.compile else self._losses
+        if config.compile:           # two functions and not one: the losses share no parameter, and a GPU takes them side by side
+            self.critic_loss, self.actor_loss = compiled(self.critic_loss), compiled(self.actor_loss)
 
     def make_actor(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...]) -> torch.nn.Module:
         """f_theta. The rivals (baselines/) are this class with another map from noise to action and another actor loss."""
@@ -87,9 +88,11 @@ class DFP:
         noise: {"next": [B, N', D], "generated": [B, G, D], "candidates": [B, N, D]}; drawn here when absent. With it
                the update is a function of its arguments.
         """
-        critic_loss, actor_loss, info = self.losses(batch, noise or self.draw_noise(len(batch["rewards"])))
+        noise = noise or self.draw_noise(len(batch["rewards"]))
+        critic_loss, critic_info = self.critic_loss(batch, noise["next"])         # both with the parameters before the step
+        actor_loss, actor_info = self.actor_loss(batch, noise)
         self.descend(critic_loss + actor_loss)       # the two share no parameter: one backward pass serves both
-        return {name: value.detach() for name, value in info.items()}
+        return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
     def descend(self, loss: Tensor) -> None:
         """One step of Adam on a loss [], and of the averages."""
@@ -102,12 +105,6 @@ class DFP:
         if self.improving:
             move_towards(self.actor_old, self.actor, self.config.ema_rate)       # Alg. 1, line 7
         self.optimizer.step()
-
-    def _losses(self, batch, noise) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Critic and actor loss of one batch, both with the parameters before the step. No state changes here."""
-        critic_loss, critic_info = self.critic_loss(batch, noise["next"])
-        actor_loss, actor_info = self.actor_loss(batch, noise)
-        return critic_loss, actor_loss, critic_info | actor_info
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
         """L_Q(phi), Eq. 1 over chunks: the next chunk a' is the policy's own best of N', valued by the target critic."""
@@ -163,11 +160,11 @@ class DFP:
             candidates = sample(self.actor, obs, noise)
             return best_action(candidates, self.critic.value(obs, candidates))
 
-    def act(self, obs, generator=None, best_of: int | None = None) -> Tensor:
+    def act(self, obs, generator=None, best_of: int | None = None, choose=None) -> Tensor:
         """obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
 
         generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of the
-        other rows. best_of: None = the method's N', 1 = the raw policy.
+        other rows. best_of: None = the method's N', 1 = the raw policy. choose: what stands in for self.choose.
         """
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         shape = (best_of or self.config.best_of, self.chunk_dim)
@@ -175,7 +172,7 @@ class DFP:
             noise = torch.stack([torch.randn(shape, generator=g) for g in generator])
         else:
             noise = torch.randn(len(obs), *shape, generator=generator)
-        return self.choose(obs, noise.to(self.device)).unflatten(1, (self.chunk, self.action_dim))
+        return (choose or self.choose)(obs, noise.to(self.device)).unflatten(1, (self.chunk, self.action_dim))
 
     # ------------------------------------------------------------------------------------------ plumbing
     def candidate_precision(self):

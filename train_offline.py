@@ -22,6 +22,7 @@ import envs
 import run as run_module
 from config import Config, UserError
 from tools import states
+from tools.graph import graphed
 
 
 def prepare(config: Config, given: set[str], first=None):
@@ -45,7 +46,7 @@ def prepare(config: Config, given: set[str], first=None):
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
         config=config, run=run, dataset=dataset, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
-        info=None, batch=None, collecting=None, collector=None, busy=False, interrupt=False, asked=False,
+        info=None, starts=None, collecting=None, collector=None, busy=False, interrupt=False, asked=False,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
         batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
         acting=torch.Generator().manual_seed(config.seed + 2),
@@ -125,7 +126,7 @@ def evaluate(t) -> None:
     t.run.draw()                                                  # also where a run died while drawing
 
 
-# A stage is a generator: it yields where the next batch lies ready in t.batch, and is sent the update's info. So one run is
+# A stage is a generator: it yields where t.starts says which batch is next, and is sent the update's info. So one run is
 # driven by train() below, and several go in lock-step, their batches in one update, without a loop of their own.
 def loop(t, stage: str, last: int, one_step):
     """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step, a generator too, returns the
@@ -163,8 +164,8 @@ def loop(t, stage: str, last: int, one_step):
 
 
 def one_update(t):
-    """One update, on a fresh batch (kept for check_finite); returns its info."""
-    t.batch = t.buffer.sample(t.config.batch_size, t.batches)
+    """One update, on a fresh batch; returns its info."""
+    t.starts = t.buffer.starts(t.config.batch_size, t.batches)
     return (yield)
 
 
@@ -181,10 +182,11 @@ def train(ts: list, stages) -> None:
             from tools.seeds import in_lock_step
             return in_lock_step(ts, stages)
         t, steps, info = ts[0], stages(ts[0]), None
+        update = graphed(t.algo, [t.buffer], lambda starts: t.algo.update(t.buffer.batch(starts)))
         with contextlib.suppress(StopIteration):
             while True:
                 steps.send(info)
-                info = t.algo.update(t.batch)
+                info = update(t.starts)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import envs
 import train_offline
 from config import UserError
 from tools import states
+from tools.graph import acting
 from tools.simulators import SimulatorLost, Simulators
 from train_offline import loop, offline_stage, one_update, prepare_all, saying_where
 
@@ -24,15 +25,16 @@ from train_offline import loop, offline_stage, one_update, prepare_all, saying_w
 class Collector:
     """Lines 1-2 of Algorithm 1, one environment step at a time: whole chunks, executed open loop.
 
-    The simulator has a process of its own and works while the update runs: once a step's outcome is stored, the chunk's
+    The simulator has a process of its own and works while the update runs: once a step's outcome is there, the chunk's
     next action is sent off, or the next reset. Only where a new chunk begins does it wait, because that one is chosen by
     the policy after the newest update. So every number is the same as if the two took turns.
     """
 
-    def __init__(self, t, state: dict | None = None):
-        """state: a Collector's state_dict(), to go on in the middle of an episode."""
+    def __init__(self, t, state: dict | None = None, act=None):
+        """state: a Collector's state_dict(), to go on in the middle of an episode. act: what stands in for the algorithm's."""
         state = state or {"first": None, "chunk": []}
         self.t, self.simulator, self.lost = t, None, 0
+        self.act = act or t.algo.act
         self.first = state["first"]                              # row of the buffer where this episode begins; None: none has begun
         self.chunk = collections.deque(action.numpy() for action in state["chunk"])      # chosen actions, not stored yet
 
@@ -48,13 +50,14 @@ class Collector:
             except SimulatorLost as error:                  # at whatever call, here and nowhere else
                 self.give_up_episode(error)
         next_obs, reward, terminated, truncated, _ = outcome
-        self.t.buffer.add(self.obs, self.chunk.popleft(), reward, terminated, truncated, next_obs)       # line 2
+        over, obs, action = terminated or truncated, self.obs, self.chunk.popleft()
+        if self.chunk and not over:
+            self.send_action()                                   # first of all: the simulator is what a fast GPU waits for
         self.obs = next_obs
-        if terminated or truncated:
+        self.t.buffer.add(obs, action, reward, terminated, truncated, next_obs)                         # line 2
+        if over:
             self.chunk.clear()                                   # what is left of a chunk dies with its episode
             self.new_episode()
-        elif self.chunk:
-            self.send_action()
 
     def outcome(self) -> tuple:
         """What the first action of self.chunk leads to, which is chosen here where a chunk begins."""
@@ -63,7 +66,7 @@ class Collector:
         if self.obs is None:
             self.obs = self.answer()[0]
         if not self.chunk:                                       # line 1: the best of N' samples by Q_phi
-            self.chunk.extend(self.t.algo.act(self.obs[None], self.t.acting)[0].cpu().numpy())
+            self.chunk.extend(self.act(self.obs[None], self.t.acting)[0].cpu().numpy())
             self.send_action()
         return self.answer()
 
@@ -126,7 +129,7 @@ class Collector:
 def online_stage(t):
     """Stage 2, from where the run stands: a generator like all stages, see train_offline.loop."""
     c = t.config
-    t.collector = collector = Collector(t, t.collecting)
+    t.collector = collector = Collector(t, t.collecting, acting(t.algo))
 
     def one_step():
         with saying_where(t):

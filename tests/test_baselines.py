@@ -109,7 +109,7 @@ def test_flow_acts_with_its_steps_and_fql_with_one():
 # --------------------------------------------------------------------------------------------------------- mean flow
 @pytest.mark.parametrize("compiled", [False, True])
 def test_derivative_against_finite_differences(compiled):
-    """Compiled from outside, as DFP.losses is, the tangents must survive."""
+    """Compiled from outside, as DFP's losses are, the tangents must survive."""
     torch.manual_seed(0)
     actor = MeanFlowActor(OBS, D, (32, 32)).double()
     n = lambda *s: torch.randn(*s, dtype=torch.float64)                        # noqa: E731

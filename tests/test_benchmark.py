@@ -12,7 +12,7 @@ from tools import benchmark
 def test_rows_add_up(tmp_path, monkeypatch):
     words = "--task lift --preset quick --methods dfp mvp --device cpu --largest 1024 --rounds 1 --repeat 1 --seeds 2 --workers 1"
     monkeypatch.setattr(benchmark, "simulating", lambda *_: None)
-    monkeypatch.setattr(sys, "argv", ["benchmark", *words.split(), "--mode", "plain auto", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words.split(), "--modes", "plain auto", "--out", str(tmp_path)])
     benchmark.main()
     with open(tmp_path / "benchmark.csv", newline="") as file:
         rows = {(row["what"], row["method"]): row for row in csv.DictReader(file)}

@@ -45,14 +45,14 @@ def parts(one_run, stage="offline"):
     config = one_run.config
     return SimpleNamespace(
         config=config, run=one_run, buffer=ReplayBuffer(dataset, config.online_steps, config.chunk, config.discount), device=torch.device("cpu"),
-        algo=run.algorithm(config, OBS, ACTION, "cpu"), step=0, episode=0, stage=stage, info=None, batch=None, collecting=None, collector=None,
+        algo=run.algorithm(config, OBS, ACTION, "cpu"), step=0, episode=0, stage=stage, info=None, starts=None, collecting=None, collector=None,
         batches=torch.Generator().manual_seed(1), acting=torch.Generator().manual_seed(2))
 
 
 def trained(t) -> dict:
     """One update, as train_offline.train() drives it."""
     next(train_offline.one_update(t))
-    t.info = t.algo.update(t.batch)
+    t.info = t.algo.update(t.buffer.batch(t.starts))
     return t.info
 
 

@@ -101,6 +101,22 @@ def test_many_files_give_the_same_batches_as_memory(tmp_path):
         assert same(batch, memory.sample(64, generators[1])) and same(batch, plain.chunks(mapped.starts(64, generators[2])))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("batch_device", ["cpu", "cuda"])
+def test_the_same_batches_on_the_gpu(tmp_path, batch_device):
+    """--data-device cuda, and the mapped array with training on the GPU."""
+    dataset, _ = open_set(write(tmp_path / "set", LENGTHS), tmp_path)
+    here, there = shards.ShardBuffer(dataset, 50, 5, 0.9), shards.ShardBuffer(dataset, 50, 5, 0.9, "cuda" if batch_device == "cuda" else "cpu", "cuda")
+    for buffer in (here, there):
+        for i in range(20):
+            buffer.add(np.full(28, i), np.full(5, i), i, i == 3, i % 7 == 0, np.full(28, i + 1))
+    starts = here.starts(64, torch.Generator().manual_seed(0))
+    for name, value in there.batch(starts.to(there.device)).items():
+        assert value.is_cuda and torch.allclose(value.cpu(), here.batch(starts)[name], atol=1e-6)
+    drawn = there.starts(1000, torch.Generator(there.device).manual_seed(0))
+    assert (drawn >= there.offline_size).any() and (drawn < there.offline_size).any() and drawn.max() < there.size - 4
+
+
 def test_starts_are_uniform_over_a_hundred_files_and_stay_inside_one(tmp_path):
     lengths = [[int(n)] for n in np.random.default_rng(0).integers(3, 25, 100)]             # some are shorter than a chunk
     dataset, counts = open_set(write(tmp_path / "set", lengths), tmp_path)

@@ -13,6 +13,7 @@ rate / peak, or what the row says: time compiled / plain, a method's / DFP's, se
 import argparse
 import contextlib
 import csv
+import dataclasses
 import resource
 import statistics
 import sys
@@ -28,21 +29,28 @@ import data
 import envs
 import run
 from config import UserError
-from tools import results
+from tools import graph, results
 from tools.seeds import Together
 
+MODES = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
+         "compiled fp32": dict(compile=True, precision="fp32"), "plain fp32": dict(compile=False, precision="fp32")}
 COLUMNS = ("what", "method", "mode", "ms", "gflop", "rate", "peak", "ratio")
 
 
 def seconds(function, device, times: int) -> float:
+    """Of a call: the median; on CUDA, where calls queue up as in training, the mean of ten times as many in a row."""
     function()
-    taken = []
+    taken, row = [], 1
+    if device.type == "cuda":
+        times, row = 1, 10 * times
+        torch.cuda.synchronize()
     for _ in range(times):
         begin = time.perf_counter()
-        function()
+        for _ in range(row):
+            function()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        taken.append(time.perf_counter() - begin)
+        taken.append((time.perf_counter() - begin) / row)
     return statistics.median(taken)
 
 
@@ -68,39 +76,49 @@ def example(c: config.Config, device, size: int = 100_000) -> data.ReplayBuffer:
     return data.ReplayBuffer(arrays, 0, c.chunk, c.discount, device)
 
 
+def algorithm(c: config.Config, device, online: bool):
+    task = envs.task(c.task)
+    algo = run.algorithm(c, task.obs_dim, task.action_dim, device)
+    if online:
+        algo.start_online()
+    return algo
+
+
 def build(args, method: str, online: bool, **knobs):
     """-> (algorithm, one whole update, its GFLOP)."""
     c = config.build(dict(task=args.task, method=method, preset=args.preset, **knobs))
-    task, buffer = envs.task(c.task), example(c, args.device)
-    algo = run.algorithm(c, task.obs_dim, task.action_dim, args.device)
-    if online:
-        algo.start_online()
+    buffer = example(c, args.device)
     generator = torch.Generator(args.device).manual_seed(0)
-    plain, algo.losses = algo.losses, algo._losses               # counted without the compiler: it hides products from the counter
+    starts = lambda: buffer.starts(c.batch_size, generator)      # noqa: E731
+    plain = dataclasses.replace(c, compile=False)                # the compiler hides products from the counter
     with FlopCounterMode(display=False) as counter:
-        algo.update(buffer.sample(c.batch_size, generator))
-    algo.losses = plain
-    return algo, lambda: algo.update(buffer.sample(c.batch_size, generator)), counter.get_total_flops() / 1e9
+        algorithm(plain, args.device, online).update(buffer.batch(starts()))
+    algo = algorithm(c, args.device, online)
+    update = graph.graphed(algo, [buffer], lambda starts: algo.update(buffer.batch(starts)))
+    return algo, lambda: update(starts()), counter.get_total_flops() / 1e9
 
 
-def updates(args, peak, add) -> None:
-    modes = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
-             "compiled fp32": dict(compile=True, precision="fp32"), "plain fp32": dict(compile=False, precision="fp32")}
-    times = {}
+def updates(args, peak, add) -> dict:
+    """-> {stage: DFP's update in the first mode}, for seeds()."""
+    times, ones = {}, {}
     for online in (False, True):
         for method in args.methods:
             ready = {}
-            for mode, knobs in modes.items():
-                if args.methods == ["dfp"] or mode == args.mode:
+            for mode, knobs in MODES.items():
+                if mode in (args.modes if args.methods == ["dfp"] else args.modes[:1]):
                     _, step, gflop = build(args, method, online, **knobs)
                     begin = time.perf_counter()
                     step()
                     ready[mode] = (step, gflop, time.perf_counter() - begin)
+                    for _ in range(graph.PLAIN * (args.device.type == "cuda")):
+                        step()
             taken = {mode: [] for mode in ready}
             for _ in range(args.rounds):                         # in turns, so that a busy moment hits every mode
                 for mode, (step, _, _) in ready.items():
                     taken[mode].append(seconds(step, args.device, args.repeat))
             stage = "online" if online else "offline"
+            if method == "dfp":
+                ones[stage] = ready[args.modes[0]][0]
             t = times[stage, method] = {mode: statistics.median(found) for mode, found in taken.items()}
             for mode, (_, gflop, first) in ready.items():
                 add(f"{stage} update", method, mode, t[mode], gflop=gflop, peak=peak["fp32"])
@@ -109,7 +127,8 @@ def updates(args, peak, add) -> None:
                 if {f"compiled {precision}", f"plain {precision}"} <= t.keys():
                     add(f"{stage} update, compiled / plain", method, precision, ratio=t[f"compiled {precision}"] / t[f"plain {precision}"])
     for stage, column in (("offline", None), ("online", "online_step_ms")):
-        compare(f"{stage} update", {m: times[stage, m].get(args.mode) for m in args.methods}, args.mode, add, column)
+        compare(f"{stage} update", {m: times[stage, m].get(args.modes[0]) for m in args.methods}, args.modes[0], add, column)
+    return ones
 
 
 def compare(what, times, mode, add, column=None) -> None:
@@ -122,25 +141,34 @@ def compare(what, times, mode, add, column=None) -> None:
                 add(f"{column[:-3].replace('_', ' ')} / dfp's", method, "Table 9", ratio=theirs[method] / theirs["dfp"])
 
 
-def seeds(args, add) -> None:
+def seeds(args, ones, add) -> None:
     """Several seeds stacked into one update, beside one."""
-    one = build(args, "dfp", True, compile="compiled" in args.mode)[1]
-    several = [build(args, "dfp", True, compile="compiled" in args.mode, seed=k)[0] for k in range(args.seeds)]
-    together, buffer, draw = Together(several), example(several[0].config, args.device), torch.Generator(args.device).manual_seed(0)
-    update = lambda: together.update([buffer.sample(a.config.batch_size, draw) for a in several])      # noqa: E731
-    times = [statistics.median(seconds(f, args.device, args.repeat) for _ in range(args.rounds)) for f in (one, update)]
-    add(f"online update of {args.seeds} seeds", "dfp", args.mode, times[1])
-    add(f"online update, {args.seeds} seeds / one", "dfp", args.mode, ratio=times[1] / times[0])
+    mode, count = args.modes[0], args.seeds
+    c = config.build(dict(task=args.task, preset=args.preset, compile="compiled" in mode))
+    for stage, online in (("offline", False), ("online", True)):
+        together = Together([algorithm(dataclasses.replace(c, seed=k), args.device, online) for k in range(count)])
+        buffer, draw = example(c, args.device), torch.Generator(args.device).manual_seed(0)
+        step = graph.graphed(together, [buffer], lambda starts: together.update([buffer.batch(at) for at in starts]))      # noqa: B023
+        several = lambda: step([buffer.starts(c.batch_size, draw) for _ in range(count)])      # noqa: E731, B023
+        for _ in range(graph.PLAIN * (args.device.type == "cuda")):
+            several()
+        times = [statistics.median(seconds(f, args.device, args.repeat) for _ in range(args.rounds)) for f in (ones[stage], several)]
+        add(f"{stage} update of {count} seeds", "dfp", mode, times[1])
+        add(f"{stage} update, {count} seeds / one", "dfp", mode, ratio=times[1] / times[0])
 
 
 def acting(args, add) -> None:
     times = {}
     for method in args.methods:
-        algo, _, _ = build(args, method, False, compile=False)
-        obs, generator = np.zeros((1, envs.task(args.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
-        times[method] = seconds(lambda: algo.act(obs, generator), args.device, 50)             # noqa: B023
-        add(f"act, best of {algo.config.best_of}", method, "plain auto", times[method])
-    compare("act", times, "plain auto", add, "action_ms")
+        c = config.build(dict(task=args.task, method=method, preset=args.preset))
+        algo = algorithm(c, args.device, False)
+        act, obs, generator = graph.acting(algo), np.zeros((1, envs.task(c.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
+        step = lambda: act(obs, generator).cpu()                 # noqa: E731, B023
+        for _ in range(graph.PLAIN):
+            step()
+        times[method] = seconds(step, args.device, 50)
+        add(f"act, best of {c.best_of}", method, "auto", times[method])
+    compare("act", times, "auto", add, "action_ms")
 
 
 def simulating(args, add) -> None:
@@ -178,7 +206,7 @@ def main() -> None:
     parser.add_argument("--task", default="cube-double-task2", help="whose sizes and constants")
     parser.add_argument("--preset", default="paper", choices=("paper", "quick"), help="network and batch size")
     parser.add_argument("--methods", nargs="+", default=["dfp"], help="methods to compare; several: in one mode each")
-    parser.add_argument("--mode", default="compiled auto", help="the mode in which several methods are compared")
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES, help="several methods are compared in the first")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 = torch's choice")
     parser.add_argument("--workers", type=int, default=2, help="simulator processes of an evaluation")
@@ -219,10 +247,10 @@ def main() -> None:
     peak = peaks(args.device, args.largest)
     for name, value in peak.items():
         add("matrix product, peak", "-", name, rate=value)
-    updates(args, peak, add)
+    ones = updates(args, peak, add)
     acting(args, add)
     if args.seeds > 1 and "dfp" in args.methods:
-        seeds(args, add)
+        seeds(args, ones, add)
     with contextlib.suppress(ImportError):
         simulating(args, add)
     memory = torch.cuda.max_memory_allocated() / 2**20 if args.device.type == "cuda" else \

@@ -1,7 +1,7 @@
 """Several seeds in one process: as many independent runs as one device can take, updated as one.
 
 A network of 4 x 512 leaves a large GPU idle: the time of an update is that of launching it. Here the parameters of S algorithms,
-which differ by their seed alone, lie in one tensor each ([S, ...]), and one vmap of DFP.losses serves all. The algorithms stay
+which differ by their seed alone, lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay
 what they are, each with its own noise, batches and state: their parameters, and Adam's averages, are views into those tensors,
 so that acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added.
 
@@ -14,21 +14,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from dfp import DFP, compiled
+from tools.graph import graphed
 
 NETWORKS = ("actor", "actor_old", "critic", "critic_target")
 
 
 class Losses(nn.Module):
-    """algorithm._losses as a module, so that functional_call can lend it other parameters."""
+    """An algorithm's losses as a module, so that functional_call can lend them other parameters."""
 
     def __init__(self, algorithm):
         super().__init__()
-        self.losses = algorithm._losses
+        self.algorithm = algorithm
         for name in NETWORKS:
             setattr(self, name, getattr(algorithm, name))
 
-    def forward(self, batch, noise):
-        return self.losses(batch, noise)
+    def forward(self, loss, batch, noise):
+        return getattr(type(self.algorithm), loss)(self.algorithm, batch, noise)                   # as written: compiled it is below
 
 
 class Stack(nn.Module):
@@ -49,14 +50,14 @@ class Together:
 
     def __init__(self, algorithms):
         self.algorithms, first = algorithms, algorithms[0]
-        self.config = first.config
+        self.config, self.device = first.config, first.device
         for name in NETWORKS:
             setattr(self, name, Stack([getattr(a, name) for a in algorithms]))
         self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=self.config.lr, fused=True)
         self._share_averages()
-        losses = Losses(first)
-        one = lambda parameters, batch, noise: functional_call(losses, parameters, (batch, noise))      # noqa: E731
-        self.losses = (compiled if self.config.compile else lambda f: f)(vmap(one))
+        losses, fast = Losses(first), compiled if self.config.compile else lambda f: f
+        one = lambda loss: lambda parameters, *batch: functional_call(losses, parameters, (loss, *batch))      # noqa: E731
+        self.critic_loss, self.actor_loss = (fast(vmap(one(loss))) for loss in ("critic_loss", "actor_loss"))
 
     @property
     def improving(self) -> bool:
@@ -81,13 +82,14 @@ class Together:
         noises = [a.draw_noise(len(batch["rewards"])) for a, batch in zip(self.algorithms, batches)]
         batch, noise = ({name: torch.stack([one[name] for one in several]) for name in several[0]} for several in (batches, noises))
         parameters = {f"{network}.{name}": p for network in NETWORKS for stack in [getattr(self, network)] for name, p in zip(stack.names, stack.stacked)}
-        critic_loss, actor_loss, info = self.losses(parameters, batch, noise)                       # [S] each
+        critic_loss, critic_info = self.critic_loss(parameters, batch, noise["next"])                 # [S]
+        actor_loss, actor_info = self.actor_loss(parameters, batch, noise)                          # [S]
         self.descend((critic_loss + actor_loss).sum())           # seed by seed: no parameter is shared
-        return [{name: value.detach()[i] for name, value in info.items()} for i in range(len(self.algorithms))]
+        return [{name: value.detach()[i] for name, value in (critic_info | actor_info).items()} for i in range(len(self.algorithms))]
 
 
 def in_lock_step(ts: list, stages) -> None:
-    """Runs the generators stages(t) of train_offline.py side by side: every round each yields a batch and is sent its info. They
+    """Runs the generators stages(t) of train_offline.py side by side: every round each yields where its batch begins and is sent its info. They
     stop, save and end after the same step. One that is complete already does nothing."""
     running = []
     for t in ts:
@@ -99,13 +101,15 @@ def in_lock_step(ts: list, stages) -> None:
     for t, steps in running:                                     # runs that were killed may have been saved at different steps
         while t.step < last:
             t.interrupt = ts[0].asked
-            steps.send(t.algo.update(t.batch))
-    together = Together([t.algo for t, _ in running]) if running else None
+            steps.send(t.algo.update(t.buffer.batch(t.starts)))
+    if running:
+        together, buffers = Together([t.algo for t, _ in running]), [t.buffer for t, _ in running]
+        update = graphed(together, buffers, lambda starts: together.update([b.batch(at) for b, at in zip(buffers, starts)]))
     while running:
         asked = ts[0].asked                                      # once a round: whatever comes meanwhile is for the next
         for t in ts:
             t.interrupt = asked
-        infos, stopped = together.update([t.batch for t, _ in running]), None
+        infos, stopped = update([t.starts for t, _ in running]), None
         for (t, steps), info in zip(running, infos):
             try:
                 steps.send(info)

@@ -155,11 +155,11 @@ class ShardBuffer(data.ReplayBuffer):
             raise UserError(f"no file of the data holds a chunk of {chunk} transitions")
         self.starts_up_to = starts.cumsum(0).to(device)                        # [F] how many starts the files up to here have
         self.shift = (rows.cumsum(0) - rows - starts.cumsum(0) + starts).to(device)    # [F] from a start's number to its row
-        self.mix_size = min(mix_size, self.offline_size)
+        self.mix_size, self.count = min(mix_size, self.offline_size), int(starts.sum())
 
     def starts(self, batch_size: int, generator=None):
         draw = lambda count: torch.randint(count, (batch_size,), generator=generator, device=self.device)      # noqa: E731
-        number = draw(int(self.starts_up_to[-1]))
+        number = draw(self.count)
         starts = number + self.shift[torch.searchsorted(self.starts_up_to, number, right=True)]
         n = self.size - self.offline_size
         if n >= self.chunk:

@@ -1,0 +1,94 @@
+"""A whole update as one CUDA graph. On a GPU networks of 4 x 512 are so small that launching their kernels, one by one, from
+Python, takes several times as long as running them. A graph of them all, from the rows of the batch to the step of Adam, is
+launched once, and holds the critic's kernels beside the actor's: they share nothing but the batch, and neither fills a GPU.
+
+    update = graphed(algorithm, [buffer], lambda starts: algorithm.update(buffer.batch(starts)))
+    info = update(starts)                # starts: where the batch's chunks begin, see data.ReplayBuffer
+
+The first updates run as they are written, which also compiles them; then one is recorded, and replayed from there on, with the
+starts copied to where the recorded ones lay and the generators moved on as by the update itself. It is recorded again where the
+update becomes another one, as stage 2 begins. What it returns is overwritten by the next.
+"""
+import functools
+
+import torch
+from torch.utils import _pytree as pytree
+
+PLAIN = 3                       # calls before recording: torch must have compiled, chosen its matrix products, made Adam's averages
+
+
+class Graph:
+    """function(*tensors or lists of tensors, of the same shapes at every call) as a graph, recorded anew whenever kind() changes."""
+
+    def __init__(self, function, kind=lambda: "the only one", generators=(), optimizer=None):
+        self.function, self.kind, self.generators = function, kind, generators
+        self.groups = optimizer.param_groups if optimizer else []
+        self.stream, self.recorded, self.plain, self.graph = torch.cuda.Stream(), None, 0, None
+
+    def __call__(self, *inputs):
+        if self.recorded != self.kind():
+            self.recorded, self.plain, self.graph = self.kind(), PLAIN, None
+        if self.plain:
+            self.plain -= 1
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                outputs = self.function(*inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return outputs
+        if self.graph is None:
+            self.record(inputs)
+        torch._foreach_copy_(pytree.tree_leaves(self.inputs), pytree.tree_leaves(inputs))
+        self.graph.replay()
+        return self.outputs
+
+    def record(self, inputs) -> None:
+        self.inputs, self.graph = pytree.tree_map(torch.clone, inputs), torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            self.graph.register_generator_state(generator)
+        for group in self.groups:
+            group["capturable"] = True                           # Adam only asks whether one knows; its fused form always is
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            self.outputs = self.function(*self.inputs)
+        for group in self.groups:
+            group["capturable"] = False
+
+
+def wanted(algorithm, *buffers) -> bool:
+    """On CUDA, the data too, but for --no-compile."""
+    return algorithm.config.compile and algorithm.device.type == "cuda" and all(b.device.type == "cuda" for b in buffers)
+
+
+def graphed(algorithm, buffers, update):
+    """update(starts) of an algorithm, a dfp.DFP or a tools.seeds.Together, on batches of these buffers: recorded, or as it is."""
+    if not wanted(algorithm, *buffers):
+        return update
+    graph = Graph(update, lambda: (algorithm.improving, buffers[0].size > buffers[0].offline_size),     # what an update's code asks
+                  [a.generator for a in getattr(algorithm, "algorithms", [algorithm])], algorithm.optimizer)
+    side_by_side(algorithm, graph.stream)
+    return graph
+
+
+def acting(algorithm):
+    """algorithm.act, for one observation at a time: recorded, or as it is."""
+    return functools.partial(algorithm.act, choose=Graph(algorithm.choose)) if wanted(algorithm) else algorithm.act
+
+
+def side_by_side(algorithm, stream) -> None:
+    """The critic's loss, and with it its gradient, on a stream of its own, which the actor's loss joins when it is through."""
+    critic_loss, actor_loss, aside = algorithm.critic_loss, algorithm.actor_loss, torch.cuda.Stream()
+    # Where a gradient is stored is decided by the first use of its parameter, and the critic's loss uses the actor too: then the
+    # critic's backward pass would wait for the actor's. So they are used here, once for all, and kept.
+    for network, its_stream in ((algorithm.actor, stream), (algorithm.critic, aside)):
+        with torch.cuda.stream(its_stream):
+            network.kept = [torch.autograd.graph.get_gradient_edge(p).node for p in network.parameters()]
+
+    def forked(*args):
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            return critic_loss(*args)
+
+    def joined(*args):
+        result = actor_loss(*args)
+        torch.cuda.current_stream().wait_stream(aside)
+        return result
+    algorithm.critic_loss, algorithm.actor_loss = forked, joined
