@@ -207,10 +207,10 @@ QUICK_TASK = {
     # As many demonstrations as the official sets hold, or nearly: with 100 the critic overfits, and the best of N' by such a
     # critic is worse than the raw policy.
     "lift": dict(data_size=300),
-    # These two lack updates more than samples: with half the batch they learn as much in each, online too. (A quarter imitates as well,
-    # but its critic is too noisy to choose by.) Their episodes are long, so they are evaluated less often.
-    "can": dict(data_size=200, batch_size=64, offline_steps=20_000, online_steps=24_000, eval_every=8_000),
-    "square": dict(data_size=200, batch_size=64, offline_steps=24_000, online_steps=32_000, eval_every=12_000),
+    # These two lack updates more than samples: with a quarter of the batch they learn about as much in each, which then takes no longer
+    # than a step of the simulator. Their episodes are long, so they are evaluated less often.
+    "can": dict(data_size=200, batch_size=32, offline_steps=30_000, online_steps=30_000, eval_every=10_000),
+    "square": dict(data_size=200, batch_size=32, offline_steps=40_000, online_steps=40_000, eval_every=20_000),
     # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its name.
     "cube-single-task2": dict(data_size=40_000, goal_share=0.5),
 } | {t: dict(goal_share=0.5) for t in OGBENCH}

@@ -10,7 +10,7 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-torch.set_num_threads(min(2, torch.get_num_threads()))           # honours OMP_NUM_THREADS; on busy cores 1 is far faster than 2
+torch.set_num_threads(1)                                         # tests run side by side (pytest.ini: -n), a core each
 
 
 def pytest_addoption(parser):
