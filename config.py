@@ -207,8 +207,8 @@ QUICK_TASK = {
     # As many demonstrations as the official sets hold, or nearly: with 100 the critic overfits, and the best of N' by such a
     # critic is worse than the raw policy.
     "lift": dict(data_size=300),
-    # These two lack updates more than samples: with a quarter of the batch they learn about as much in each, which then takes no longer
-    # than a step of the simulator. Their episodes are long, so they are evaluated less often.
+    # These two lack updates more than samples: smaller batches, more of them (results/batch). Their episodes are long, so they are
+    # evaluated less often.
     "can": dict(data_size=200, batch_size=32, offline_steps=30_000, online_steps=30_000, eval_every=10_000),
     "square": dict(data_size=200, batch_size=32, offline_steps=40_000, online_steps=40_000, eval_every=20_000),
     # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its name.

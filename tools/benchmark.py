@@ -39,10 +39,12 @@ COLUMNS = ("what", "method", "mode", "ms", "gflop", "rate", "peak", "ratio")
 
 def seconds(function, device, times: int) -> float:
     """Of a call: the median; on CUDA, where calls queue up as in training, the mean of ten times as many in a row."""
-    function()
     taken, row = [], 1
+    function()
     if device.type == "cuda":
         times, row = 1, 10 * times
+        for _ in range(graph.PLAIN):                             # past the recording of its graph
+            function()
         torch.cuda.synchronize()
     for _ in range(times):
         begin = time.perf_counter()
@@ -110,8 +112,6 @@ def updates(args, peak, add) -> dict:
                     begin = time.perf_counter()
                     step()
                     ready[mode] = (step, gflop, time.perf_counter() - begin)
-                    for _ in range(graph.PLAIN * (args.device.type == "cuda")):
-                        step()
             taken = {mode: [] for mode in ready}
             for _ in range(args.rounds):                         # in turns, so that a busy moment hits every mode
                 for mode, (step, _, _) in ready.items():
@@ -150,8 +150,6 @@ def seeds(args, ones, add) -> None:
         buffer, draw = example(c, args.device), torch.Generator(args.device).manual_seed(0)
         step = graph.graphed(together, [buffer], lambda starts: together.update([buffer.batch(at) for at in starts]))      # noqa: B023
         several = lambda: step([buffer.starts(c.batch_size, draw) for _ in range(count)])      # noqa: E731, B023
-        for _ in range(graph.PLAIN * (args.device.type == "cuda")):
-            several()
         times = [statistics.median(seconds(f, args.device, args.repeat) for _ in range(args.rounds)) for f in (ones[stage], several)]
         add(f"{stage} update of {count} seeds", "dfp", mode, times[1])
         add(f"{stage} update, {count} seeds / one", "dfp", mode, ratio=times[1] / times[0])
@@ -164,8 +162,6 @@ def acting(args, add) -> None:
         algo = algorithm(c, args.device, False)
         act, obs, generator = graph.acting(algo), np.zeros((1, envs.task(c.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
         step = lambda: act(obs, generator).cpu()                 # noqa: E731, B023
-        for _ in range(graph.PLAIN):
-            step()
         times[method] = seconds(step, args.device, 50)
         add(f"act, best of {c.best_of}", method, "auto", times[method])
     compare("act", times, "auto", add, "action_ms")

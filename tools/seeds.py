@@ -89,8 +89,8 @@ class Together:
 
 
 def in_lock_step(ts: list, stages) -> None:
-    """Runs the generators stages(t) of train_offline.py side by side: every round each yields where its batch begins and is sent its info. They
-    stop, save and end after the same step. One that is complete already does nothing."""
+    """Runs the generators stages(t) of train_offline.py side by side: every round each yields where its batch
+    begins and is sent its info. They stop, save and end after the same step. One that is complete already does nothing."""
     running = []
     for t in ts:
         steps = stages(t)

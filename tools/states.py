@@ -118,7 +118,7 @@ def check_finite(t) -> dict[str, float]:
     if broken:
         kept = last_good(t) or "nothing was saved before"
         try:
-            run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=t.starts is not None and t.buffer.batch(t.starts), algorithm=state))
+            run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=None if t.starts is None else t.buffer.batch(t.starts), algorithm=state))
             kept = f"batch and networks are in {t.run.folder}/broken.pt, {kept}"
         except OSError as error:
             kept = f"batch and networks could not be kept ({error.strerror}), {kept}"
