@@ -27,6 +27,7 @@ class ThreeSteps(gymnasium.Env):
 
     def step(self, action):
         self.n += 1
+        assert self.n <= 3, "stepped after its episode's end"
         success = self.n == 3 and self.seed % 2 == 1
         return np.array([self.seed, self.n], np.float32), float(action[0]), success, self.n == 3 and not success, {}
 
