@@ -19,7 +19,7 @@ from config import UserError
 from tools import states
 from tools.graph import acting
 from tools.simulators import SimulatorLost, Simulators
-from train_offline import loop, offline_stage, one_update, prepare_all, saying_where
+from train_offline import Interrupted, loop, offline_stage, one_update, prepare_all, saying_where
 
 
 class Collector:
@@ -48,6 +48,7 @@ class Collector:
             try:
                 outcome = self.outcome()
             except SimulatorLost as error:                  # at whatever call, here and nowhere else
+                self.t.busy = True
                 self.give_up_episode(error)
         next_obs, reward, terminated, truncated, _ = outcome
         over, obs, action = terminated or truncated, self.obs, self.chunk.popleft()
@@ -71,7 +72,12 @@ class Collector:
         return self.answer()
 
     def answer(self) -> tuple:
-        return self.simulator.answers()[0]
+        self.t.busy = False                                      # nothing is half done while it waits, perhaps for a simulator
+        if self.t.interrupt:                                     # that hangs: Ctrl-C may end the run here
+            raise Interrupted
+        answer = self.simulator.answers()[0]
+        self.t.busy = True
+        return answer
 
     def send_action(self) -> None:
         self.simulator.send(0, "step", self.chunk[0])
@@ -95,9 +101,9 @@ class Collector:
         for row in rows:
             self.answer()                                        # the reset's, then each action's
             self.simulator.send(0, "step", stored["actions"][row].cpu().numpy())
-        if rows:
+        if rows or self.chunk:
             self.obs = self.answer()[0]
-            if not np.array_equal(self.obs, stored["next_observations"][rows[-1]].cpu().numpy()):
+            if rows and not np.array_equal(self.obs, stored["next_observations"][rows[-1]].cpu().numpy()):
                 tqdm.write("the simulator does not come back to where it was (another version, another CPU?): a new episode begins")
                 self.cut()
                 return self.new_episode()
@@ -114,11 +120,12 @@ class Collector:
     def give_up_episode(self, error: SimulatorLost) -> None:
         """After a loss: the next outcome() starts another simulator, and in it a new episode."""
         self.lost += 1
-        if self.lost > 5:
-            raise UserError(f"{self.t.config.task}'s simulator failed {self.lost} times, the last with: {error}")
-        tqdm.write(f"step {self.t.step}: the simulator was lost ({error}) and is replaced, for the {self.lost}. time of at most 5")
         self.close()
         self.cut()
+        if self.lost > 5:
+            states.save(self.t)
+            raise UserError(f"{self.t.config.task}'s simulator failed {self.lost} times, the last with: {error}")
+        tqdm.write(f"step {self.t.step}: the simulator was lost ({error}) and is replaced, for the {self.lost}. time of at most 5")
 
     def close(self) -> None:
         if self.simulator is not None:

@@ -1,5 +1,7 @@
 """Options and paths shared by all tests."""
+import contextlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,3 +39,20 @@ def generated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     return {"lift": demos.generate(envs.task("lift"), 3, folder / "generated", workers=2)[0],
             "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)[0]}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of eight megabytes, and a function that fills it but for so many bytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+
+    def fill(free=0):
+        with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
+                pass
+        os.truncate(disk / "filler", max(0, (disk / "filler").stat().st_size - free))
+    yield disk, fill
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -131,6 +131,20 @@ def test_a_host_that_keeps_dropping_is_asked_for_the_rest_while_it_gives(host, t
     assert why == "" and found[0][0].read_bytes() == CONTENT and len(Host.served) > 10
 
 
+def test_a_full_disk_keeps_what_has_come_for_the_next_time(host, small_disk, monkeypatch):
+    disk, fill = small_disk
+    official(monkeypatch, host + "good/", host + "missing/")
+    (disk / "robomimic/r").mkdir(parents=True)
+    fill(600_000)
+    with pytest.raises(UserError, match=f"the disk of {disk}/robomimic is full"):
+        fetch.fetch(LIFT, disk, 1e9)
+    (disk / "filler").unlink()
+    have = fetch.part_of(disk / "robomimic/r/x.hdf5")[1]
+    found, why = fetch.fetch(LIFT, disk, 1e9)
+    assert 500_000 < have <= 600_000 and why == "" and found[0][0].read_bytes() == CONTENT
+    assert Host.served[1:] == [("/good/r/x.hdf5", f"bytes={have}-")]
+
+
 def test_many_files_count_together(host, tmp_path, monkeypatch):
     names = [f"r/{i}.hdf5" for i in range(3)]
     official(monkeypatch, host + "good/", names=names)

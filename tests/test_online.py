@@ -1,5 +1,9 @@
 """Lines 1-2 of Algorithm 1: whole chunks, executed open loop, what enters the buffer, and stopping in the middle."""
+import copy
 import functools
+import os
+import signal
+import threading
 import time
 from types import SimpleNamespace
 
@@ -10,10 +14,11 @@ import torch
 
 import envs
 import toy
+import train_offline
 import train_online
 from config import UserError
 from data import ReplayBuffer
-from tools import simulators
+from tools import simulators, states
 
 
 class ThreeSteps(gymnasium.Env):
@@ -39,7 +44,8 @@ def parts(act, obs_dim=2, action_dim=1, task="lift", seed=7):
                for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
     dataset["terminals"][-1] = 1
     return SimpleNamespace(config=SimpleNamespace(task=task, seed=seed), algo=SimpleNamespace(act=act), acting=None, episode=0,
-                           step=0, run=None, buffer=ReplayBuffer(dataset, 300, 2, 0.9))
+                           step=0, run=None, busy=False, interrupt=False, asked=False,
+                           buffer=ReplayBuffer(dataset, 300, 2, 0.9))
 
 
 def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
@@ -132,6 +138,8 @@ def failing(tmp_path, monkeypatch):
     monkeypatch.setattr(simulators, "PATIENCE", 3)
     monkeypatch.setattr(envs, "make", functools.partial(lambda folder, task: toy.make_failing(folder), str(tmp_path)))
     t = parts(steady, 3, 2)
+    t.saved = []                                                               # the collector's states, copied as a file would
+    monkeypatch.setattr(states, "save", lambda t: t.saved.append(copy.deepcopy(t.collector.state_dict())))
     t.run = SimpleNamespace(checkpoint=tmp_path / "checkpoint.pt")
     return t, lambda *orders: [(tmp_path / order).touch() for order in orders]
 
@@ -143,7 +151,7 @@ def stored(t):
 
 def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(failing, capsys):
     t, order = failing
-    collector = train_online.Collector(t)
+    t.collector = collector = train_online.Collector(t)
     order("start1 dies", "reset1 raises", "step4 hangs", "step5 dies", "reset2 dies")        # one process after another meets one
     for _ in range(21):
         collector.step()
@@ -158,7 +166,39 @@ def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(
     with pytest.raises(UserError, match="failed 6 times, the last with: its process ended with exit code -9"):
         for _ in range(3):
             collector.step()
-    collector.close()
+    assert t.saved == [{"first": None, "chunk": []}] and t.buffer.cuts == [2, 6, t.buffer.size - 5]      # nothing collected is lost
+
+
+@pytest.mark.parametrize("where", ["start1", "reset1", "step1", "step4", "step7"])
+def test_ctrl_c_need_not_wait_for_a_simulator_that_hangs(failing, where, tmp_path, monkeypatch, capsys):
+    """It is saved as it stands: between a chunk's choice and its first outcome, or in the middle of a chunk."""
+    t, order = failing
+    monkeypatch.setattr(simulators, "PATIENCE", 600)
+    asked = []
+    t.algo.act = lambda obs, generator: asked.append(0) or steady(obs, generator) * (1 + len(asked) / 10)      # as if it learned
+    t.config.data, t.run.lock, t.evaluator = "toy.npz", SimpleNamespace(close=int), SimpleNamespace(close=int)
+    order(f"{where} hangs")
+
+    def ring():
+        while (tmp_path / f"{where} hangs").exists():                          # until the simulator has read its order
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+    t.collector = train_online.Collector(t)
+    with pytest.raises(SystemExit), train_offline.interruptible([t]):
+        threading.Thread(target=ring).start()
+        for _ in range(9):
+            t.busy = True
+            t.collector.step()
+            t.busy = False
+    t.collector.close()
+    assert "stopped at step 0 and saved" in capsys.readouterr().out and len(t.saved) == 1
+    t.interrupt = False
+    t.collector = train_online.Collector(t, t.saved[0])
+    while t.buffer.size < 4 + 9:
+        t.collector.step()
+    t.collector.close()
+    asked.clear()
+    assert np.array_equal(stored(t), np.float32(toy_rows(0, 9, t.algo.act))) and t.buffer.cuts == []
 
 
 def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failing):
@@ -180,8 +220,9 @@ def test_a_start_that_never_answers_counts_as_hung(failing, monkeypatch):
     t, _ = failing
     monkeypatch.setattr(simulators, "START_PATIENCE", 0.2)
     monkeypatch.setattr(envs, "make", lambda task: time.sleep(10_000))
+    t.collector = train_online.Collector(t)
     with pytest.raises(UserError, match="failed 6 times, the last with: no answer in 0.2 seconds"):
-        train_online.Collector(t).step()
+        t.collector.step()
 
 
 def test_a_process_that_cannot_be_started_counts_as_lost(failing, monkeypatch):
@@ -191,14 +232,15 @@ def test_a_process_that_cannot_be_started_counts_as_lost(failing, monkeypatch):
     def refuse(self):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
+    t, _ = failing
+    t.collector = train_online.Collector(t)
     with pytest.raises(UserError, match="failed 6 times, the last with: no process could be started: Resource"):
-        train_online.Collector(failing[0]).step()
+        t.collector.step()
 
 
 @pytest.mark.parametrize("failure, says", [("step2 says nan", "observation or reward"), ("step2 pays inf", "observation or reward"),
                                           (None, "action of the policy")])
 def test_numbers_that_are_not_finite_stop_collecting_and_evaluating(failing, tmp_path, failure, says):
-    import train_offline
     t, order = failing
     t.run.checkpoint.touch()
     if failure:

@@ -14,7 +14,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import zipfile
 from types import SimpleNamespace
 
@@ -482,23 +481,6 @@ def test_what_read_rows_would_refuse_is_not_written(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------- full disks
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of eight megabytes, and a function that fills it but for so many bytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-
-    def fill(free=0):
-        with open(disk / "filler", "wb", buffering=0) as file, contextlib.suppress(OSError):
-            while file.write(bytes(4096)):
-                pass
-        os.truncate(disk / "filler", max(0, (disk / "filler").stat().st_size - free))
-    yield disk, fill
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
 def test_full_disk_loses_nothing(one_run, small_disk):
     """Every file of a run: what was there stays, to the byte, nothing half-written stays, and with space it is written."""
     disk, fill = small_disk
