@@ -1,6 +1,6 @@
 """Every knob, once: name, default, meaning; then what the paper changes per task (Tables 5 and 8) and what presets change.
 
-The command line is made from the dataclass: field `topk_weight` is the option --topk-weight. Precedence:
+tools/command_line.py makes the command line from the dataclass: field `topk_weight` is the option --topk-weight. Precedence:
 
     option on the command line  >  preset  >  task and method table  >  default
 
@@ -9,13 +9,10 @@ Knobs belong to a group, and the group decides who must agree with whom:
     online   read by stage 2 alone: siblings that differ only here share offline.pt
     run      how much is run, and how: free to change on --resume, no part of the folder's name
 """
-import argparse
 import dataclasses
 import difflib
 import os
 import reprlib
-import signal
-import sys
 from dataclasses import dataclass, field, fields
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
@@ -216,12 +213,7 @@ QUICK_TASK = {
 } | {t: dict(goal_share=0.5) for t in OGBENCH}
 
 
-# ------------------------------------------------------------------------------------------------- the command line
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UserError(" ".join(message.split()) + "  (--help lists the options)")
-
-
+# ------------------------------------------------------------------------------------------------- one Config of them all
 def nearest(word: str, known) -> str:
     """'lst' -> "; did you mean 'lift'?" """
     close = difflib.get_close_matches(str(word), known, 1, 0.4)
@@ -268,56 +260,3 @@ def from_plain(knobs: dict) -> Config:
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
     config.check()
     return config
-
-
-def parse(description: str, argv=None) -> tuple[Config, set[str]]:
-    """The command line -> (Config, names of the knobs given explicitly). Raises UserError."""
-    parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for f in fields(Config):
-        option, default, only = "--" + f.name.replace("_", "-"), f.default, f.metadata["only"]
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        text = f"{f.metadata['help']}{'; of ' + ', '.join(only) if only else ''} (default {shown})"
-        if isinstance(default, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
-        elif isinstance(default, tuple):
-            parser.add_argument(option, type=float, nargs="+", help=text)
-        else:
-            choices = f.metadata["choices"]
-            parser.add_argument(option, type=type(default), help=text, metavar="{" + ",".join(choices) + "}" if choices else f.name.upper())
-    parser.add_argument("--print-config", action="store_true", help="print the knobs that a run would use, and stop")
-    given = vars(parser.parse_args(argv))
-    show = given.pop("print_config", False)
-    if given.get("task") == "list":
-        print("\n".join(TASKS))
-        raise SystemExit(0)
-    if "temperatures" in given:
-        given["temperatures"] = tuple(given["temperatures"])
-    config = build(given)
-    if show:
-        read = [f.name for f in fields(Config) if not f.metadata["only"] or config.method in f.metadata["only"]]
-        print("\n".join(f"{k:16} {getattr(config, k)}{'   (given)' if k in given else ''}" for k in read))
-        raise SystemExit(0)
-    return config, set(given)
-
-
-def main(function) -> None:
-    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)      # like Ctrl-C: processes that generate data are ended too
-    try:
-        return function()
-    except KeyboardInterrupt:                              # before or between stages; within one, train_offline.py saves
-        print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
-        raise SystemExit(130) from None
-    except UserError as error:
-        message = str(error)
-    except OSError as error:                               # a full disk, a folder that went away
-        message = f"{error.strerror or error} ({error.filename or 'file'}); what was saved before is intact"
-    except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":     # torch's; this file does without torch
-            message = "the GPU is out of memory; lower --batch-size or --num-candidates, or take --device cpu"
-        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            message = "out of memory; lower --online-steps (room for all of them is made at the start), --batch-size or --hidden"
-        else:
-            raise
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

@@ -27,7 +27,7 @@ import config as config_module
 import envs
 from config import UserError
 from critic import chunk_return
-from tools import files
+from tools import command_line, files
 from tools.fetch import fetch
 
 FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
@@ -287,13 +287,13 @@ def load(config, say=print) -> tuple[dict, dict]:
 
 def main() -> None:
     from tools.inspect_data import inspect
-    own = config_module.OneLineParser(add_help=False, allow_abbrev=False)
+    own = command_line.OneLineParser(add_help=False, allow_abbrev=False)
     own.add_argument("--picture", nargs="?", const="figures", metavar="FOLDER")
     own.add_argument("--check", nargs="?", type=int, const=20, metavar="N")
     asked, rest = own.parse_known_args()
-    config, _ = config_module.parse("Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes.", rest)
+    config, _ = command_line.parse("Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes.", rest)
     inspect(config, *load(config, lambda _: None), asked.picture, asked.check)
 
 
 if __name__ == "__main__":
-    config_module.main(main)
+    command_line.main(main)

@@ -11,14 +11,14 @@ if any(word.startswith("--film") for word in sys.argv):
 
 import torch  # noqa: E402
 
-import config  # noqa: E402
 import envs  # noqa: E402
 import run  # noqa: E402
-from config import OneLineParser, UserError  # noqa: E402
+from config import UserError  # noqa: E402
+from tools import command_line  # noqa: E402
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--episodes", type=int, default=50, help="episodes; always the same seeds, never training's")
     parser.add_argument("--best-of", type=int, default=0, help="samples to choose from; 0 = the method's N', 1 = the raw policy")
@@ -74,4 +74,4 @@ def film(policy, path: str, best_of: int | None) -> None:
 
 
 if __name__ == "__main__":
-    config.main(main)
+    command_line.main(main)

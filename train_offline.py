@@ -16,12 +16,11 @@ from types import SimpleNamespace
 import torch
 from tqdm import tqdm
 
-import config as config_module
 import data
 import envs
 import run as run_module
 from config import Config, UserError
-from tools import states
+from tools import command_line, states
 from tools.graph import graphed
 
 
@@ -190,7 +189,7 @@ def train(ts: list, stages) -> None:
 
 
 def main() -> None:
-    ts = prepare_all(*config_module.parse(__doc__.split("\n")[0]))
+    ts = prepare_all(*command_line.parse(__doc__.split("\n")[0]))
     for t in ts:
         if t.stage == "online" or states.offline_state(t, t.run.offline):
             raise UserError(f"stage 1 is already complete in {t.run.folder}; python train_online.py goes on from it")
@@ -202,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config_module.main(main)
+    command_line.main(main)

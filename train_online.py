@@ -16,7 +16,7 @@ import config as config_module
 import envs
 import train_offline
 from config import UserError
-from tools import states
+from tools import command_line, states
 from tools.graph import acting
 from tools.simulators import SimulatorLost, Simulators
 from train_offline import Interrupted, loop, offline_stage, one_update, prepare_all, saying_where
@@ -194,8 +194,8 @@ def run_all(c, given: set[str]):
 
 
 def main() -> None:
-    run_all(*config_module.parse(__doc__.split("\n")[0]))
+    run_all(*command_line.parse(__doc__.split("\n")[0]))
 
 
 if __name__ == "__main__":
-    config_module.main(main)
+    command_line.main(main)

@@ -71,10 +71,9 @@ def episode(_, *numbers) -> dict:
 def live(folder, words: list[str], mouth_, output) -> None:
     """In a new process: train_online.py with `words`, or, without any, the generation of a set whose episodes cost nothing."""
     global mouth
-    import config
     import envs
     import train_online
-    from tools import demos
+    from tools import command_line, demos
     os.setsid()                                # a process group of its own, as a terminal gives
     os.chdir(folder)
     mouth = mouth_.fileno()
@@ -89,7 +88,7 @@ def live(folder, words: list[str], mouth_, output) -> None:
     if words:
         sys.argv = ["train_online.py", *words]
         envs.register("toy", toy.Toy, toy.TASK.horizon)
-        config.main(train_online.main)
+        command_line.main(train_online.main)
     else:
         demos._play = demos._aimed = episode
-        config.main(lambda: demos.generate(envs.task("cube-single-task2"), 600, Path("data"), 0.3, workers=2))
+        command_line.main(lambda: demos.generate(envs.task("cube-single-task2"), 600, Path("data"), 0.3, workers=2))

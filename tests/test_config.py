@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
-from config import METHODS, OFFLINE_RL, PRESETS, TASKS, Config, UserError, build, from_plain, parse
+from config import METHODS, OFFLINE_RL, PRESETS, TASKS, Config, UserError, build, from_plain
+from tools import command_line
+from tools.command_line import parse
 
 
 def test_table5():
@@ -115,7 +116,7 @@ def test_user_error_ends_with_code_2(capsys):
     def fail():
         raise UserError("say why")
     with pytest.raises(SystemExit) as stop:
-        config.main(fail)
+        command_line.main(fail)
     assert stop.value.code == 2 and capsys.readouterr().err == "error: say why\n"
 
 

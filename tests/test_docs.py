@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 
-import config
 from conftest import ROOT
+from tools import command_line
 
 README, PAPER = ((ROOT / name).read_text() for name in ("README.md", "PAPER.md"))
 MODULES = {name.split(".")[-1]: importlib.import_module(name) for name in (
@@ -81,6 +81,6 @@ def test_commands_are_understood(capsys):
             if script.startswith("train_") and "--help" not in words:
                 trained += 1
                 with pytest.raises(SystemExit) as end:
-                    config.parse("", words[2:] + ["--print-config"])
+                    command_line.parse("", words[2:] + ["--print-config"])
                 assert end.value.code == 0
     assert trained >= 6

@@ -11,7 +11,7 @@ from scipy import stats
 
 import config
 import run
-from tools import curves, report, results, tables
+from tools import command_line, curves, report, results, tables
 
 
 @pytest.fixture(autouse=True)
@@ -316,7 +316,7 @@ def test_one_line_when_there_is_nothing(tmp_path, monkeypatch, capsys):
     for name, words in (("empty", "no evaluated runs in"), ("absent", "does not exist"), ("begun", "1 have begun"), ("aside", "no evaluated runs in"),
                         ("other.csv", "is no evaluation"), ("wrong.csv", "is no evaluation"), ("broken", "config.json cannot be read")):
         with pytest.raises(SystemExit) as stop:
-            config.main(lambda: main(monkeypatch, tmp_path / name, "--out", tmp_path / "out"))       # noqa: B023
+            command_line.main(lambda: main(monkeypatch, tmp_path / name, "--out", tmp_path / "out"))       # noqa: B023
         error = capsys.readouterr().err
         assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1 and words in error, error
         assert not (tmp_path / "out").exists()

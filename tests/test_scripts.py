@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 import torch
 
-import config
 import run
 from config import UserError, build
 from conftest import ROOT
-from tools import states
+from tools import command_line, states
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
          "--online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 --log-every 5 --workers 1 --threads 1 --precision fp32")
@@ -39,7 +38,7 @@ def script(name, folder, data, words="", task="cube-single-task2", code=0, fresh
         with contextlib.chdir(folder), mock.patch.object(sys, "argv", [name, *words]), mock.patch.dict(os.environ, environment), \
                 contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             try:
-                config.main(module.main)
+                command_line.main(module.main)
                 returned = 0
             except SystemExit as stop:
                 returned = stop.code

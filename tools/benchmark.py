@@ -29,7 +29,7 @@ import data
 import envs
 import run
 from config import UserError
-from tools import graph, results
+from tools import command_line, graph, results
 from tools.seeds import Together
 
 MODES = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
@@ -198,7 +198,7 @@ def profile(args) -> None:
 
 
 def main() -> None:
-    parser = config.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = command_line.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--task", default="cube-double-task2", help="whose sizes and constants")
     parser.add_argument("--preset", default="paper", choices=("paper", "quick"), help="network and batch size")
     parser.add_argument("--methods", nargs="+", default=["dfp"], help="methods to compare; several: in one mode each")
@@ -261,4 +261,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.main(main)
+    command_line.main(main)

@@ -18,11 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import config
 import data
 import envs
-from config import OneLineParser
-from tools import shards
+from tools import command_line, shards
 
 COUNTS, ROUNDS = (1, 10, 100), 5
 
@@ -50,7 +48,7 @@ def seconds(buffer, batches: int, before=lambda: None) -> float:
 
 
 def main() -> None:
-    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--rows", type=int, default=20_000, help="rows in each file; the official ones have 1,001,000")
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("results/data.csv"))
@@ -90,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.main(main)
+    command_line.main(main)

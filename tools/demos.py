@@ -26,10 +26,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import config
 import envs
 from config import UserError
-from tools import files, simulators
+from tools import command_line, files, simulators
 
 VERSION = 4          # part of every name: raise it when operators or oracles change what a seed gives
 SHARD = 1_000_000    # transitions in a file of OGBench data
@@ -232,7 +231,7 @@ def write_ogbench(path: Path, episodes) -> None:
 
 
 def main() -> None:
-    parser = config.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--task", required=True)
     parser.add_argument("--size", type=int, required=True, help="demonstrations (Robomimic) or transitions (OGBench)")
     parser.add_argument("--goal-share", type=float, default=0.0, help="OGBench: share of transitions from episodes aimed at the task's goal")
@@ -246,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.main(main)
+    command_line.main(main)

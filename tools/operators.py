@@ -25,9 +25,8 @@ from types import SimpleNamespace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-import config
 import envs
-from config import OneLineParser
+from tools import command_line
 
 BODY = {"lift": "cube", "can": "Can", "square": "SquareNut"}      # the object's name in robosuite's observations
 # Scales all speeds, so that successes are about as long as the multi-human ones: 104, 209 and 269 steps.
@@ -344,7 +343,7 @@ def draw(task: str, path: str, scene: int = 7, times: int = 5) -> None:
 
 
 def main():
-    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--task", choices=list(BODY), default="can")
     parser.add_argument("--episodes", type=int, default=30)
     parser.add_argument("--picture", metavar="FILE", help="draw all operators' paths from one start instead")
@@ -363,4 +362,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config.main(main)
+    command_line.main(main)

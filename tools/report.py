@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-import config
 from config import UserError
-from tools import curves, results, tables
+from tools import command_line, curves, results, tables
 from tools.results import stages, trained
 
 
@@ -38,7 +37,7 @@ def table(found) -> str:
 
 
 def main() -> None:
-    parser = config.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders, folders that hold some, and runs.csv files written before")
     parser.add_argument("--out", default="results", help="folder to write to")
     args = parser.parse_args()
@@ -63,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    config.main(main)
+    command_line.main(main)
