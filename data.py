@@ -15,7 +15,6 @@ Plumbing is elsewhere: tools/fetch.py downloads, tools/files.py reads what stran
 transitions on disk, tools/demos.py generates stand-ins, tools/inspect_data.py tells about a set.
 """
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 
@@ -28,6 +27,7 @@ import envs
 from config import UserError
 from critic import chunk_return
 from tools import command_line, files
+from tools.demos import generate, one_at_a_time
 from tools.fetch import fetch
 
 FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
@@ -217,19 +217,6 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 
 # --------------------------------------------------------------------------------------------------- all together
-@contextlib.contextmanager
-def one_at_a_time(folder: Path):
-    """Runs started side by side fetch and generate once: the others wait here and then find the file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-    except OSError as error:
-        raise UserError(f"cannot write data to {folder}: {error.strerror}; choose another --data-dir") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def find(config, task: envs.Task, folder: Path, checker, say) -> tuple[str, str, list[tuple[Path, Path]]]:
     """(kind, why this kind, [(file, its record)]) for --data."""
     if config.data not in config_module.SOURCES:
@@ -247,7 +234,6 @@ def find(config, task: envs.Task, folder: Path, checker, say) -> tuple[str, str,
         if config.data == "official":
             raise UserError(f"the official data of {task.name} could not be had ({why}); --data generated makes a stand-in")
         say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
-    from tools.demos import generate
     made = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
                     config.goal_share, config.workers or os.cpu_count())
     return "generated", why, [(path, files.record_of(path)) for path in made]

@@ -1,4 +1,5 @@
 """Reading, generating and fetching data; rewards and masks against their sources."""
+import concurrent.futures
 import json
 import shutil
 
@@ -76,6 +77,16 @@ def test_generation_is_deterministic_cached_and_resumes(generated, tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------------- OGBench
+def test_who_makes_the_same_set_at_the_same_time_waits_for_it(generated):
+    folder, task = generated["lift"].parent, envs.task("lift")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with demos.one_at_a_time(folder):
+            second = pool.submit(demos.generate, task, 3, folder)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                second.result(0.5)
+        assert second.result(60) == [generated["lift"]]
+
+
 def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     import ogbench
     path = generated["cube-single-task2"]

@@ -13,6 +13,7 @@ order of their seeds, whichever process made them, so the same name holds the sa
 """
 import concurrent.futures
 import contextlib
+import fcntl
 import functools
 import io
 import json
@@ -43,20 +44,34 @@ def name(task: envs.Task, size: int, goal_share: float) -> str:
     return f"{task.source}-play-v{VERSION}-{size}" + (f"-goal{task.task_id}x{goal_share:g}" if goal_share else "")
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path):
+    """Processes started side by side fetch and generate once: the others wait here and then find the file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write data to {folder}: {error.strerror}; choose another --data-dir") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def generate(task: envs.Task, size: int, folder: Path, goal_share: float = 0.0, workers: int = 2, val: bool = False, shard: int = SHARD) -> list[Path]:
     """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files. val: the validation
     files of OGBench too."""
     path = Path(folder) / name(task, size, goal_share)
-    if task.suite == "robomimic":
-        return [_demonstrations(task, size, path.with_name(path.name + ".hdf5"), workers)]
-    paths = []
-    for i in range(-(-size // shard)):
-        rows = min(shard, size - i * shard)
-        paths.append(path / f"{task.source}-play-v{VERSION}-{i:03d}.npz" if size > shard else path.with_name(path.name + ".npz"))
-        _play_set(task, rows, paths[-1], goal_share, workers, i * SEEDS)
-        if val:
-            _play_set(task, -(-rows // 10), paths[-1].with_name(paths[-1].name[:-4] + "-val.npz"), goal_share, workers, VAL + i * SEEDS)
-    return paths
+    with one_at_a_time(path.parent):
+        if task.suite == "robomimic":
+            return [_demonstrations(task, size, path.with_name(path.name + ".hdf5"), workers)]
+        paths = []
+        for i in range(-(-size // shard)):
+            rows = min(shard, size - i * shard)
+            paths.append(path / f"{task.source}-play-v{VERSION}-{i:03d}.npz" if size > shard else path.with_name(path.name + ".npz"))
+            _play_set(task, rows, paths[-1], goal_share, workers, i * SEEDS)
+            if val:
+                _play_set(task, -(-rows // 10), paths[-1].with_name(paths[-1].name[:-4] + "-val.npz"), goal_share, workers, VAL + i * SEEDS)
+        return paths
 
 
 def _demonstrations(task: envs.Task, size: int, path: Path, workers: int) -> Path:
