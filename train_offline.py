@@ -108,7 +108,7 @@ def saying_where(t):
         raise UserError("; ".join(filter(None, (f"step {t.step}: {error}", states.last_good(t))))) from None
 
 
-def evaluate(t) -> None:
+def evaluate(t, bar) -> None:
     """One row of eval.csv, if this step is due one and has none, and the curve."""
     c = t.config
     ends = (c.offline_steps, c.offline_steps + c.online_steps)
@@ -116,9 +116,10 @@ def evaluate(t) -> None:
         return
     if not any(int(row["step"]) == t.step for row in t.run.rows("eval.csv")):
         episodes = c.final_episodes if t.step in ends else c.eval_episodes
+        bar.set_postfix_str(f"evaluating, {episodes} episodes")
         with saying_where(t):
             result = t.evaluator(t.algo.act, episodes)
-        t.success = result["success"]
+        bar.set_postfix_str(f"success={result['success']:.0%}")
         t.run.append("eval.csv", dict(step=t.step, stage=t.stage, success=result["success"], episodes=episodes,
                                       length=result["length"], **{"return": result["return"]},
                                       seconds=round(time.time() - t.run.started, 1)))
@@ -130,10 +131,10 @@ def evaluate(t) -> None:
 def loop(t, stage: str, last: int, one_step):
     """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step, a generator too, returns the
     update's info (or None where nothing was trained)."""
-    c, t.stage, t.success, t.info = t.config, stage, None, None
+    c, t.stage, t.info = t.config, stage, None
     saved, trained, began = time.time(), 0, 0.0
     with tqdm(total=last, initial=t.step, desc=f"{c.task} {stage}", dynamic_ncols=True, smoothing=0.05) as bar:
-        evaluate(t)                                               # step 0, the start of stage 2, or one that was cut short
+        evaluate(t, bar)                                          # step 0, the start of stage 2, or one that was cut short
         while t.step < last:
             t.busy = True
             t.info = yield from one_step()
@@ -157,9 +158,7 @@ def loop(t, stage: str, last: int, one_step):
                 states.save(t)
                 saved = time.time()
             if due:
-                evaluate(t)
-            if due and t.success is not None:
-                bar.set_postfix(success=f"{t.success:.0%}", refresh=False)
+                evaluate(t, bar)
 
 
 def one_update(t):

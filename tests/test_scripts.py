@@ -79,7 +79,9 @@ def test_whole_run_leaves_a_whole_folder(first):
     assert train[0]["topk_loss"] == "" and float(train[-1]["topk_loss"]) > 0
     record = json.loads((out / "config.json").read_text())
     assert record["data"]["kind"] == "generated" and len(record["data"]["sha256"]) == 64 and record["versions"]["torch"]
-    assert "success" in output and "data: generated" in output
+    assert "done: success" in output and "data: generated" in output
+    # the bar says why it stands still, and then what came of it
+    assert f"evaluating, {evals[0]['episodes']} episodes" in output and f"success={float(evals[0]['success']):.0%}" in output
 
 
 def test_same_seed_same_run_and_evaluation_changes_nothing(first, tmp_path, home):
