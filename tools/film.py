@@ -82,15 +82,17 @@ def film(policy, path: str, episodes: int = 3, best_of: int | None = None) -> No
     """The first episodes of an evaluation, to a file ending in .gif or .mp4. UserError where it cannot be written or rendered."""
     import envs
     task = policy.config.task
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         env = envs.make(task, **rendering(task))
-        pictures = [picture for episode in tqdm(range(episodes), desc=f"filming {task}") for picture in drawn(**record(policy, env, episode, best_of))]
-        env.close()
+        env.reset(seed=0)
+        env.render()
     except UserError:
         raise
     except Exception as error:                               # renderers raise many kinds
         raise UserError(f"no film: {task} cannot be rendered here ({type(error).__name__} {error})") from None
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pictures = [picture for episode in tqdm(range(episodes), desc=f"filming {task}") for picture in drawn(**record(policy, env, episode, best_of))]
+    env.close()
     if Path(path).suffix == ".gif":
         colours = [picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures]
         colours[0].save(path, save_all=True, append_images=colours[1:], duration=1000 // FPS, loop=0)
