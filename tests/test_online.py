@@ -173,7 +173,8 @@ def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(
 def test_ctrl_c_need_not_wait_for_a_simulator_that_hangs(failing, where, tmp_path, monkeypatch, capsys):
     """It is saved as it stands: between a chunk's choice and its first outcome, or in the middle of a chunk."""
     t, order = failing
-    monkeypatch.setattr(simulators, "PATIENCE", 600)
+    monkeypatch.setattr(simulators, "PATIENCE", 60)
+    monkeypatch.setattr(simulators, "START_PATIENCE", 60)
     asked = []
     t.algo.act = lambda obs, generator: asked.append(0) or steady(obs, generator) * (1 + len(asked) / 10)      # as if it learned
     t.config.data, t.run.lock, t.evaluator = "toy.npz", SimpleNamespace(close=int), SimpleNamespace(close=int)
