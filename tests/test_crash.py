@@ -210,7 +210,7 @@ def test_a_set_whose_maker_was_killed_while_tidying_up(tmp_path, monkeypatch):
     assert demos.files.recorded(path, record)["sha256"] == first["sha256"] and path.read_bytes() == set_
     monkeypatch.setattr(demos, "_attempts", None)
     make()                                                       # whoever comes next tidies up
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, record.name}
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, record.name, "lock"}
 
 
 # ------------------------------------------------------------------------------------------------------- the long version
@@ -243,7 +243,7 @@ def test_many_kills_of_generation(tmp_path):
         folder.mkdir()
         total.update(survive(folder, "", draw_kills(draw, ["generation"] * 4 * (life > 0))))
         sets.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.npz")})
-        assert len(list(folder.rglob("*"))) == 3, list(folder.rglob("*"))                           # a folder, the set, its record
+        assert len(list(folder.rglob("*"))) == 4, list(folder.rglob("*"))                # a folder, its lock, the set, its record
         assert sets[-1] == sets[0]
     assert total["generation"] >= 8
 
