@@ -200,3 +200,8 @@ class DFP:
         self.improving = state["improving"]
         if self.device.type in state["generator"]:                # a generator's state only fits the device it came from
             self.generator.set_state(state["generator"][self.device.type])
+
+
+if __name__ == "__main__":            # draws this file's picture into figures/
+    from tools import bandit
+    bandit.draw()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baselines import pictures
-from tools import figures
+from tools import bandit, figures
 
 
 def test_every_picture_is_drawn(tmp_path, monkeypatch):
@@ -19,10 +19,11 @@ def test_every_picture_is_drawn(tmp_path, monkeypatch):
     figures.policy(2)
     figures.critic(4)
     figures.topk(2, draws=2)
+    bandit.draw(2, 2)
     pictures.flow()
     pictures.meanflow()
     names = {path.name for path in figures.FOLDER.iterdir() if path.stat().st_size > 5_000}
-    assert names == {"drift.png", "drift.gif", "temperatures.png", "policy.png", "critic.png", "topk.png", "flow.png", "meanflow.png"}
+    assert names == {"drift.png", "drift.gif", "temperatures.png", "policy.png", "critic.png", "topk.png", "dfp.png", "flow.png", "meanflow.png"}
 
 
 def test_exact_values_of_the_chain():
@@ -46,3 +47,13 @@ def test_limit_of_proposition_1():
     """All of pi_old kept (rho = 1) and its own samples as negatives: no drift is left."""
     everything = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
     assert figures.level_set_loss(everything[::200], everything, 1.0, 0.3) < 1e-12
+
+
+def test_the_bandit():
+    """Its best action is where it says; DFP's samples come to earn more by L_topK, which finds what no demonstration holds."""
+    line = torch.linspace(-1, 1, 401)
+    grid = torch.cartesian_prod(line, line)
+    value, best = bandit.reward(grid).max(0)
+    assert value == pytest.approx(1, abs=1e-3) and torch.allclose(grid[best], bandit.PEAKS[0], atol=0.006)
+    _, before, after = bandit.train(bandit.METHODS["DFP"] | dict(topk_weight=2.0), 300, 250)
+    assert bandit.reward(after).mean() > bandit.reward(before).mean() + 0.2

@@ -4,7 +4,7 @@
     python policy.py       figures/policy.png: one noise, one action
     python critic.py       figures/critic.png: values of action chunks on a chain, learned beside exact
     python topk.py         figures/topk.png: candidates, the top K, the drift; what the selection converges to
-    python -m tools.figures                 all of them
+    python -m tools.figures                 all of them, and dfp.py's (bandit.py)
 """
 import itertools
 from pathlib import Path
@@ -312,5 +312,6 @@ def topk(steps=600, draws=20) -> None:
 
 
 if __name__ == "__main__":
-    for draw in (drift, policy, critic, topk):
+    from tools import bandit
+    for draw in (drift, policy, critic, topk, bandit.draw):
         draw()
