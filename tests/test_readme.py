@@ -1,0 +1,84 @@
+"""README's command blocks, run as they are printed, by bash, in a copy of the project: with fewer steps, and less of all."""
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+BLOCKS = [block for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "python " in block]
+# Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs that name a run's folder
+# stay as they are with --preset quick, because later commands look for it there.
+LESS = f"""#!{sys.executable}
+import os, sys
+words = sys.argv[1:]
+what = words[1] if words[0] == "-m" else words[0]
+def less(text):
+    words.extend(text.split())
+task = words[words.index("--task") + 1] if "--task" in words else "lift" if what == "tools.sweep" else "square"
+size = " --data generated --data-size " + ("4" if task in ("lift", "can", "square") else "2002")
+if "--film" in words:                                            # not every machine renders: test_film.py
+    del words[words.index("--film"):][:2]
+if what in ("train_online.py", "train_offline.py", "tools.sweep") and "--help" not in words:
+    less(size + " --no-compile --device cpu --workers 2 --threads 1 --eval-every 100000 --eval-episodes 1 --offline-steps 10")
+    less("--seeds 0 --cluster local" if what == "tools.sweep" else "--seeds 2" if "--seeds" in words else "")
+    if what != "train_offline.py":
+        less("--online-steps 505" if "quick" in words else "--online-steps 12")
+    if "quick" not in words:
+        less("--hidden 16 --batch-size 8" + " --warmup 10" * (what != "train_offline.py"))
+elif what == "evaluate.py":
+    less("--episodes 1 --workers 1")
+elif what == "data.py":
+    less(size + " --check 1" * ("--check" in words))
+elif what == "tools.demos":
+    less("--size 2002")
+elif what == "tools.benchmark":
+    less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1 --workers 1")
+elif what == "tools.benchmark_data":
+    less("--rows 2000 --batches 2")
+elif what == "tests/soak.py":
+    words[1:] = ["0.2"]
+with open("said", "a") as file:
+    print(*words, file=file)
+os.execv({sys.executable!r}, [{sys.executable!r}, *words])
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """The project's files, without what was made by running it."""
+    folder = tmp_path_factory.mktemp("clone") / "project"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "runs*", "data", "__pycache__", ".*_cache"))
+    (folder / "bin").mkdir()
+    (folder / "bin/python").write_text(LESS)
+    (folder / "bin/python").chmod(0o755)
+    return folder
+
+
+def bash(folder: Path, text: str) -> None:
+    text = re.sub(r"pip install -r requirements.txt &&|^pytest.*$", "", text, flags=re.MULTILINE)             # done already; these are they
+    text = text.replace("0 1 2", "0").replace("{0,1,2}", "0").replace("FILE", "missing")
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-euc", text], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_command_blocks_run(copy):
+    """All of them, in order of the page, but for the runs of the results, which others look for and so come first."""
+    blocks = sorted(BLOCKS, key=lambda block: "results/quick/runs.csv" not in block)
+    for block in blocks:
+        bash(copy, block)
+    ran = (copy / "said").read_text().splitlines()
+    assert len(ran) >= sum(line.count("python ") for block in BLOCKS for line in block.splitlines())
+
+
+def test_what_needs_no_simulator_runs(copy):
+    """The first pages: help, the list of tasks, and the report from the tables that are shipped."""
+    bash(copy, f"python train_online.py --help; python -m tools.report {ROOT}/results/quick/runs.csv --out again")
+    for name in ("table.md", "report.md"):
+        assert (copy / "again" / name).read_text() == (ROOT / "results/quick" / name).read_text()
