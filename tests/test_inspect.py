@@ -9,7 +9,7 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from tools import demos, inspect_data, operators
+from tools import compare_operators, demos, inspect_data
 
 LIFT, CUBE = envs.task("lift"), envs.task("cube-single-task2")
 
@@ -93,11 +93,11 @@ def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, caps
 def test_operators_go_different_ways_from_one_start(task):
     """Ways of one group (operator and side) lie close together, those of different groups apart: several ways, not one with noise."""
     env = envs.make_robosuite(task)
-    tries = operators.compare(env, task, 7, 3, approach_only=True)
+    tries = compare_operators.compare(env, task, 7, 3, approach_only=True)
     ways, groups = [t.approach for t in tries], [t.group for t in tries]
     assert len(set(groups)) >= 6
-    ratio = operators.spread(ways, groups)
-    chance = [operators.spread(ways, [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]) for seed in range(300)]
+    ratio = compare_operators.spread(ways, groups)
+    chance = [compare_operators.spread(ways, [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]) for seed in range(300)]
     print(f"{task}: between groups {ratio:.2f} times farther than within; shuffled {np.mean(chance):.2f}, 95 % below {np.quantile(chance, 0.95):.2f}")
     assert ratio > 1.5 and ratio > np.quantile(chance, 0.95)
     env.close()
@@ -107,5 +107,5 @@ def test_spread_of_known_paths():
     """Straight lines 10 apart between groups, 2 apart within, however fast and in however many steps they are walked."""
     line = lambda y, steps, power: np.stack([5 * np.linspace(0, 1, steps) ** power, np.full(steps, y)], 1)          # noqa: E731
     paths = [line(0, 7, 1), line(2, 20, 2), line(11, 9, 0.5), line(13, 2, 1)]
-    assert operators.spread(paths, "aabb") == pytest.approx(11 / 2)          # 9, 11, 11, 13 between, 2 and 2 within
-    assert operators.spread(paths, "abab") == pytest.approx(5.5 / 11)        # 2, 2, 9, 13 between, 11 and 11 within
+    assert compare_operators.spread(paths, "aabb") == pytest.approx(11 / 2)          # 9, 11, 11, 13 between, 2 and 2 within
+    assert compare_operators.spread(paths, "abab") == pytest.approx(5.5 / 11)        # 2, 2, 9, 13 between, 11 and 11 within
