@@ -1,4 +1,4 @@
-"""What README.md and PAPER.md say of the code is true: names, tests, links, line counts, commands. (README's own task: test_own.py.)"""
+"""What README.md, PAPER.md and results/quick/README.md say of the code is true: names, tests, links, line counts, commands. (README's own task: test_own.py.)"""
 import ast
 import importlib
 import re
@@ -9,12 +9,12 @@ import pytest
 from conftest import ROOT
 from tools import command_line
 
-README, PAPER = ((ROOT / name).read_text() for name in ("README.md", "PAPER.md"))
+README, PAPER, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "PAPER.md", "results/quick/README.md"))
 MODULES = {name.split(".")[-1]: importlib.import_module(name) for name in (
     "drift", "policy", "critic", "topk", "dfp", "config", "train_online", "baselines.flow", "baselines.meanflow", "tools.curves", "tools.tables")}
 TESTS = [f"{path.name}::{node.name}" for path in (ROOT / "tests").glob("test_*.py")
          for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README + RESULTS, re.DOTALL) for line in block.splitlines()]
 
 
 def map_rows():
@@ -72,7 +72,7 @@ def test_commands_are_understood(capsys):
     """Every command line names files that exist and options that are known. (They are run elsewhere, with fewer steps.)"""
     trained = 0
     for command in COMMANDS:
-        for words in (shlex.split(part) for part in re.split(r"&&|;", command.replace("$t", "lift").replace("$s", "1"))):
+        for words in (shlex.split(part) for part in re.split(r"&&|;", command.replace("$t", "lift").replace("$s", "1").replace("$m", "mvp"))):
             words = words[1:] if words[:1] == ["do"] else words
             if words[:1] != ["python"]:
                 continue

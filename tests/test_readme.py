@@ -1,4 +1,4 @@
-"""README's command blocks, run as they are printed, by bash, in a copy of the project: with fewer steps, and less of all."""
+"""The command blocks of README.md and of results/quick, run as they are printed, by bash, in a copy of the project: with fewer steps, and less of all."""
 import os
 import re
 import shutil
@@ -10,7 +10,9 @@ import pytest
 
 from conftest import ROOT
 
-BLOCKS = [block for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "python " in block]
+# Those of the results come first: what they make is looked for by the others.
+BLOCKS = [block for page in ("results/quick/README.md", "README.md")
+          for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) if "python " in block]
 # Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs that name a run's folder
 # stay as they are with --preset quick, because later commands look for it there.
 LESS = f"""#!{sys.executable}
@@ -61,7 +63,7 @@ def copy(tmp_path_factory):
 
 def bash(folder: Path, text: str) -> None:
     text = re.sub(r"pip install -r requirements.txt &&|^pytest.*$", "", text, flags=re.MULTILINE)             # done already; these are they
-    text = text.replace("0 1 2", "0").replace("{0,1,2}", "0").replace("FILE", "missing")
+    text = text.replace("0 1 2", "0").replace("in 0 1;", "in 0;").replace("{0,1,2}", "0").replace("FILE", "missing")
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(["bash", "-euc", text], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
@@ -69,9 +71,7 @@ def bash(folder: Path, text: str) -> None:
 
 @pytest.mark.slow
 def test_command_blocks_run(copy):
-    """All of them, in order of the page, but for the runs of the results, which others look for and so come first."""
-    blocks = sorted(BLOCKS, key=lambda block: "results/quick/runs.csv" not in block)
-    for block in blocks:
+    for block in BLOCKS:
         bash(copy, block)
     ran = (copy / "said").read_text().splitlines()
     assert len(ran) >= sum(line.count("python ") for block in BLOCKS for line in block.splitlines())
