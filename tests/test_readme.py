@@ -21,16 +21,18 @@ words = sys.argv[1:]
 what = words[1] if words[0] == "-m" else words[0]
 def less(text):
     words.extend(text.split())
-task = words[words.index("--task") + 1] if "--task" in words else "square"
+task = words[words.index("--task") + 1] if "--task" in words else "lift" if what == "tools.sweep" else "square"
 size = " --data generated --data-size " + ("4" if task in ("lift", "can", "square") else "2002")
 if "--film" in words:                                            # not every machine renders: test_film.py
     film = words.index("--film")
     del words[film:film + 2]
-if what in ("train_online.py", "train_offline.py") and "--help" not in words:
-    less(size + " --no-compile --device cpu --workers 2 --threads 1 --eval-every 100000 --eval-episodes 1 --offline-steps 10 --resume"
-         + " --seeds 2" * ("--seeds" in words))                  # --resume: several lines name the same run
+if what in ("train_online.py", "train_offline.py", "tools.sweep") and "--help" not in words:
+    less(size + " --no-compile --device cpu --workers 2 --threads 1 --eval-every 100000 --eval-episodes 1 --offline-steps 10")
+    less("--seeds 0 --cluster local" if what == "tools.sweep" else "--seeds 2" if "--seeds" in words else "")
     if what != "train_offline.py":
         less("--online-steps 505" if "quick" in words else "--online-steps 12")
+    if what != "tools.sweep":
+        less("--resume")                                         # several lines name the same run
     if "quick" not in words:
         less("--hidden 16 --batch-size 8" + " --warmup 10" * (what != "train_offline.py"))
 elif what == "evaluate.py":

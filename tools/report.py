@@ -36,11 +36,11 @@ def table(found) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(words=None) -> None:
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", help="run folders, folders that hold some, and runs.csv files written before")
     parser.add_argument("--out", default="results", help="folder to write to")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     missing = [name for name in args.runs if not Path(name).exists()]
     if missing:
         raise UserError(f"{missing[0]} does not exist; name run folders, folders that hold some, or a runs.csv")
