@@ -237,6 +237,7 @@ def main() -> None:
     if args.dry_run:
         return
 
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")      # else its import closes other libraries' handlers, and with absl's our stdout
     import submitit
     logs = Path(runs[0].config.out).resolve() / "sweep" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
     logs.mkdir(parents=True)
