@@ -217,11 +217,16 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 
 # --------------------------------------------------------------------------------------------------- all together
+def own_kind(path) -> str:
+    """What a run's folder calls data from a file of one's own."""
+    return f"own-{Path(path).stem}"
+
+
 def find(config, task: envs.Task, folder: Path, checker, say) -> tuple[str, str, list[tuple[Path, Path]]]:
     """(kind, why this kind, [(file, its record)]) for --data."""
     if config.data not in config_module.SOURCES:
         path = Path(config.data)
-        return f"own-{path.stem}", "given with --data", [(path, folder / "own" / (path.name + ".json"))]
+        return own_kind(path), "given with --data", [(path, folder / "own" / (path.name + ".json"))]
     if task.suite == "own":
         raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
     why = "asked for with --data generated"

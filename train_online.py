@@ -179,10 +179,13 @@ def both_stages(t):
     yield from online_stage(t)
 
 
-def run_all(c, given: set[str]):
+def outlast_warmup(c, instead: str = "") -> None:
     if c.online_steps <= c.warmup:
-        raise UserError(f"--online-steps {c.online_steps} do not exceed --warmup {c.warmup}: nothing would be trained online"
-                        + ("; the pure offline setting is python train_offline.py" if c.preset == "offline-rl" else ""))
+        raise UserError(f"--online-steps {c.online_steps} do not exceed --warmup {c.warmup}: nothing would be trained online{instead}")
+
+
+def run_all(c, given: set[str]):
+    outlast_warmup(c, "; the pure offline setting is python train_offline.py" if c.preset == "offline-rl" else "")
     ts = prepare_all(c, given)
     for t in ts:
         t.run.write_config()

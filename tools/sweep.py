@@ -25,8 +25,10 @@ from pathlib import Path
 
 import torch
 
+import data
 import envs
 import run
+import train_online
 from config import METHODS, SOURCES, UserError
 from tools import command_line, report, results
 
@@ -42,14 +44,14 @@ class Planned:
         """words: of its command line. UserError for what cannot be run."""
         self.words, (self.config, self.given) = words, command_line.parse("", words)
         self.name = f"{self.config.task}-{self.config.method}-seed{self.config.seed}"
-        if 0 < self.config.online_steps <= self.config.warmup:
-            raise UserError(f"--online-steps {self.config.online_steps} do not exceed --warmup {self.config.warmup}; 0 means stage 1 alone")
+        if self.config.online_steps:
+            train_online.outlast_warmup(self.config, "; 0 means stage 1 alone")
         self.look()
 
     def look(self) -> None:
         """Its folder, the step it has come to, and whether it is done, to resume or to start."""
         c, self.state, self.step = self.config, "to start", 0
-        kinds = ["official", "generated"] if c.data == "auto" else [c.data if c.data in SOURCES else f"own-{Path(c.data).stem}"]
+        kinds = ["official", "generated"] if c.data == "auto" else [c.data if c.data in SOURCES else data.own_kind(c.data)]
         folders = {kind: run.folder_of(c, self.given, kind) for kind in kinds}
         self.kind = next((kind for kind, folder in folders.items() if (folder / "config.json").exists()), None)
         self.folder = folders[self.kind or kinds[-1]]
@@ -62,8 +64,8 @@ class Planned:
     def command(self, workers: int) -> list[str]:
         """--resume where there is nothing simply starts; data that --data auto has once found stay the run's."""
         script = "train_online.py" if self.config.online_steps else "train_offline.py"
-        data = ["--data", self.kind] if self.kind and self.config.data == "auto" else []
-        return [str(ROOT / script), "--workers", str(workers), *self.words, *data, "--resume"]
+        found = ["--data", self.kind] if self.kind and self.config.data == "auto" else []
+        return [str(ROOT / script), "--workers", str(workers), *self.words, *found, "--resume"]
 
 
 def plan(args, rest: list[str]) -> list[list[Planned]]:
@@ -108,15 +110,15 @@ def show(groups: list, at_a_time: int, benchmark: Path | None) -> None:
               for row in rows if row["ms"]}
     except (OSError, KeyError, ValueError) as error:
         raise UserError(f"{benchmark} is no table of python -m tools.benchmark ({type(error).__name__}: {error})") from None
-    runs = [(p, hours(p, ms)) for group in groups for p in group]
-    for p, h in runs:
+    left = {p: hours(p, ms) for group in groups for p in group}
+    for p, h in left.items():
         print(f"{p.state:9}  {p.name:30}  {p.folder}" + (f"  step {p.step:,}" if p.step else "") + (f"  {h:.2f} h" if h else ""))
-    print(", ".join(f"{sum(p.state == state for p, _ in runs)} {state}" for state in ("done", "to resume", "to start")))
-    if lacking := dict.fromkeys(p.config.method for p, h in runs if h is None):
+    print(", ".join(f"{sum(p.state == state for p in left)} {state}" for state in ("done", "to resume", "to start")))
+    if lacking := dict.fromkeys(p.config.method for p, h in left.items() if h is None):
         print(f"no estimate of hours: {benchmark or 'this machine, without results/benchmark.csv,'} has no times of {', '.join(lacking)} "
               "as these runs compute; python -m tools.benchmark makes such a table")
-    elif any(h for _, h in runs):
-        chains = [sum(hours(p, ms) for p in group) for group in groups]
+    elif any(left.values()):
+        chains = [sum(left[p] for p in group) for group in groups]
         print(f"about {sum(chains):.2f} hours of work, {max(sum(chains) / at_a_time, *chains):.2f} with {at_a_time} at a time, by {benchmark}: "
               "for the machine, task and preset that it was measured with")
 
