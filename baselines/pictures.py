@@ -7,14 +7,13 @@ from baselines.flow import FlowActor, euler, flow_loss
 from baselines.meanflow import MeanFlowActor, mean_flow, two_times
 from drift import drift_loss
 from policy import Actor
-from tools.figures import BLUE, GREY, ORANGE, plt, save, state, train
+from tools.figures import BLUE, CORNERS, GREY, ORANGE, four_modes, plt, save, state, train
 
 
 def flow() -> None:
     """figures/flow.png: noise carried to four modes in 1, 2, 5 and 10 Euler steps, and by one pass of a drift policy."""
     torch.manual_seed(0)
-    modes = 0.7 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
-    data = lambda n: modes[torch.randint(4, (n,))] + 0.05 * torch.randn(n, 2)
+    data = partial(four_modes, at=0.7, spread=0.05)
 
     many = FlowActor(0, 2, (128,) * 3, steps=10)
     train(many, lambda: flow_loss(partial(many.velocity, state(256)), data(256), torch.randn(256, 2), torch.rand(256, 1)))
@@ -35,7 +34,7 @@ def flow() -> None:
         ax.scatter(*target.T, s=5, color=GREY, lw=0)
         ax.plot(path[:, :40, 0], path[:, :40, 1], color=BLUE if steps else ORANGE, lw=0.6, alpha=0.35)
         ax.scatter(*end.T, s=6, color=BLUE if steps else ORANGE, lw=0)
-        on = (torch.cdist(end, modes).amin(1) < 0.15).float().mean()
+        on = (torch.cdist(end, 0.7 * CORNERS).amin(1) < 0.15).float().mean()
         title = f"flow, {steps} step{'s' * (steps > 1)}" if steps else "drift policy, one pass"
         ax.set_title(f"{title}\n{on:.0%} within 3 std of a mode", fontsize=10)
         ax.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), aspect="equal", xticks=[], yticks=[])

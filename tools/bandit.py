@@ -19,9 +19,8 @@ import torch
 from config import Config
 from data import ReplayBuffer
 from run import algorithm
-from tools.figures import BLUE, GREY, ORANGE, plt, save, square
+from tools.figures import BLUE, GREY, ORANGE, four_modes, plt, save, square
 
-CORNERS = 0.55 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
 PEAKS = torch.tensor([[0.8, 0.3], [0.55, -0.55], [-0.55, 0.55], [-0.55, -0.55]])
 HEIGHTS = torch.tensor([1.0, 0.5, 0.5, 0.5])
 
@@ -44,7 +43,7 @@ def seen(a: torch.Tensor, generator) -> torch.Tensor:
 
 
 def demonstrations(n: int, generator) -> torch.Tensor:
-    return (CORNERS[torch.randint(4, (n,), generator=generator)] + 0.1 * torch.randn(n, 2, generator=generator)).clamp(-1, 1)
+    return four_modes(n, 0.55, 0.1, generator).clamp(-1, 1)
 
 
 def train(knobs: dict, offline=600, online=900, seed=0, every=50):

@@ -57,11 +57,11 @@ def state(n):
     return torch.zeros(n, 0)
 
 
-CORNERS = 0.8 * torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+CORNERS = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
 
 
-def four_modes(n):
-    return CORNERS[torch.randint(4, (n,))] + 0.07 * torch.randn(n, 2)
+def four_modes(n, at=0.8, spread=0.07, generator=None):
+    return at * CORNERS[torch.randint(4, (n,), generator=generator)] + spread * torch.randn(n, 2, generator=generator)
 
 
 def drift_towards(data, temperatures, batch=256):
