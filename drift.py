@@ -61,14 +61,15 @@ def drift_loss(
     positives  [B, P, D]  samples of the target p, for each state its own
     negatives  [B, M, D]  further samples to move away from, or None
     temperatures          kernel widths R as a share of the batch's mean distance; their forces are added. A small one
-                          sharpens, a large one reaches samples that are still far away. See the note at the end.
+                          sharpens, a large one reaches samples that are still far away.
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
                           for chunk steps that lie past an episode's end.
     *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance
     that serves as unit of length, and "force_rms_<R>", each temperature's force before it is normalised.
-    Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32 under autocast; float64 inputs stay float64.
+    Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32
+    under autocast; float64 inputs stay float64.
 
     The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the
     force is divided by its own size), with T temperatures it lies between T and T^2. Watch force_rms and the samples.

@@ -14,7 +14,8 @@ MODULES = {name.split(".")[-1]: importlib.import_module(name) for name in (
     "drift", "policy", "critic", "topk", "dfp", "config", "train_online", "baselines.flow", "baselines.meanflow", "tools.curves", "tools.tables")}
 TESTS = [f"{path.name}::{node.name}" for path in (ROOT / "tests").glob("test_*.py")
          for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-COMMANDS = [line.partition("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README + RESULTS, re.DOTALL) for line in block.splitlines()]
+BLOCKS = re.findall(r"```bash\n(.*?)```", RESULTS + README, re.DOTALL)
+COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 
 
 def map_rows():

@@ -1,5 +1,6 @@
 """The theory as numbers (drift_field: Eqs. 3, 8, Remark 1, Proposition 1) and the training loss (drift_loss)."""
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import drift
+from conftest import ROOT
 from drift import drift_field, drift_loss
 from topk import top_k_actions
 
@@ -207,18 +209,14 @@ def test_wrong_arguments_are_named(change):
 def test_drift_can_leave_home(tmp_path):
     """Copied alone into an empty folder, with nothing but torch, it trains a generator."""
     shutil.copy(Path(drift.__file__), tmp_path)
-    code = """
+    snippet, = re.findall(r"```python\n(import torch\nfrom drift .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(snippet.splitlines()) <= 11
+    code = f"""
 import sys, torch
-from drift import drift_loss
-assert not {m.split('.')[0] for m in sys.modules} & {'policy', 'config', 'critic', 'gymnasium'}
 torch.manual_seed(0)
-net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.GELU(), torch.nn.Linear(64, 2))
-adam = torch.optim.Adam(net.parameters(), 1e-2)
-for _ in range(200):
-    angle = torch.rand(1, 128, 1) * 6.2832
-    loss, info = drift_loss(net(torch.randn(1, 128, 2)), torch.cat([angle.cos(), angle.sin()], -1), temperatures=(0.1, 0.5))
-    adam.zero_grad(); loss.mean().backward(); adam.step()
-radius = net(torch.randn(500, 2)).norm(dim=1)
+{snippet}
+assert not {{m.split('.')[0] for m in sys.modules}} & {{'policy', 'config', 'critic', 'gymnasium'}}
+radius = generator(torch.randn(500, 2)).norm(dim=1)
 assert (radius - 1).abs().mean() < 0.25, radius.mean()
 """
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)

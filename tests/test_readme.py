@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
+from test_docs import BLOCKS
 
-# Those of the results come first: what they make is looked for by the others.
-BLOCKS = [block for page in ("results/quick/README.md", "README.md")
-          for block in re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) if "python " in block]
 # Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs that name a run's folder
 # stay as they are with --preset quick, because later commands look for it there.
 LESS = f"""#!{sys.executable}
