@@ -72,7 +72,8 @@ def drift_loss(
     under autocast; float64 inputs stay float64.
 
     The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the
-    force is divided by its own size), with T temperatures it lies between T and T^2. Watch force_rms and the samples.
+    force is divided by its own size), with T temperatures it lies between T and T^2. Where samples have arrived, forces do
+    not vanish but average out over batches. Watch the samples, and force_rms.
     """
     if generated.dim() != 3 or positives.dim() != 3:
         raise ValueError(f"expected [B, G, D] and [B, P, D], got {tuple(generated.shape)} and {tuple(positives.shape)}")
