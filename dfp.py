@@ -131,7 +131,7 @@ class DFP:
             info |= {"bc_loss": bc_loss.mean(), "bc_error": (generated - data).abs().mean(),
                      "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
 
-        if self.improving:
+        if self.improving and c.topk_weight:
             positives = self.positives(obs, noise["candidates"])                                    # [B, K, D]
             topk_loss, topk_info = drift_loss(generated, positives, temperatures=c.temperatures)    # Eq. 16
             loss = loss + c.topk_weight * topk_loss.mean()

@@ -24,6 +24,11 @@ from tools import command_line, states
 from tools.graph import graphed
 
 
+def set_precision(config: Config) -> None:
+    """Of what is trained: TF32, on CUDA, or not. (Candidates: DFP.candidate_precision.)"""
+    torch.set_float32_matmul_precision("high" if config.precision == "auto" else "highest")
+
+
 def prepare(config: Config, given: set[str], first=None):
     """Everything a stage works with. Nothing is written before all of it has been checked. first: a run of another seed, whose
     data and evaluating simulators this one shares."""
@@ -33,7 +38,7 @@ def prepare(config: Config, given: set[str], first=None):
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if config.threads:
         torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision("high" if config.precision == "auto" else "highest")      # TF32, on CUDA only
+    set_precision(config)
 
     task = envs.task(config.task)
     dataset, source = (first.dataset, first.run.source) if first else data.load(config)

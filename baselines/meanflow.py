@@ -119,7 +119,7 @@ class MVPTopK(MVP):
 
     def actor_loss(self, batch, noise):
         loss, info = super().actor_loss(batch, noise)
-        if self.improving:
+        if self.improving and self.config.topk_weight:
             positives = self.positives(batch["observations"], noise["candidates"])                  # [B, K, D], Eq. 15
             mf, ivc = self.errors(batch, positives, noise["topk_path"], noise["topk_times"])
             topk_loss = (mf + self.config.ivc_weight * ivc).mean()

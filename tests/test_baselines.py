@@ -2,8 +2,10 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from baselines.flow import BFN, FQL, euler, flow_loss
 from baselines.meanflow import MVP, MeanFlowActor, mean_flow, total_derivative, two_times
@@ -88,6 +90,25 @@ def test_student_gradient_by_hand():
     BFN.actor_loss(algo, batch, noise)[0].backward()
     alone = {name: p.grad for name, p in algo.actor.named_parameters() if p.grad is not None}
     assert {name.split(".")[0] for name in alone} == {"mlp"} and all(torch.equal(found[name], alone[name]) for name in alone)
+
+
+def test_students_q_is_the_ensembles_mean_whatever_aggregates():
+    algo = make("qc-fql", q_aggregate="min")
+    batch, noise = batch_for(algo), algo.draw_noise(B)
+    with torch.no_grad():
+        q = algo.critic(batch["observations"], algo.actor(batch["observations"], noise["student"]).clamp(-1, 1))          # [E, B]
+        assert algo.actor_loss(batch, noise)[1]["q_loss"] == pytest.approx(-q.mean().item(), abs=1e-6)
+    assert q.amin(0).mean() < q.mean() - 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_noise_is_normal_and_the_flows_times_uniform(method):
+    algo = make(method)
+    algo.start_online()
+    for name, drawn in algo.draw_noise(20_000).items():
+        draws = np.sort(drawn.flatten().numpy())[:: max(1, drawn.numel() // 100_000)]
+        distribution = stats.uniform if name == "time" else stats.norm
+        assert np.abs(distribution.cdf(draws) - np.linspace(0, 1, len(draws))).max() < 0.02, name                # Kolmogorov's distance
 
 
 def test_flow_acts_with_its_steps_and_fql_with_one():
@@ -175,6 +196,7 @@ def test_topk_variant_differs_by_its_term_alone():
     # Updates: pi_old moves in the variant alone, and weight 0 makes the variant the plain method.
     noise, silent = variant.draw_noise(B), make("mvp-topk", topk_weight=0.0)
     silent.start_online()
+    silent.positives = None                                                    # proposals are not even made
     old = copy.deepcopy(plain.actor_old)
     for _ in range(2):
         plain.update(batch, noise)

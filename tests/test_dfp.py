@@ -65,6 +65,7 @@ def test_lambda_zero_leaves_pure_bc():
     """The control: with lambda = 0 the online actor step is the offline one, whatever the critic thinks."""
     online, offline = make(topk_weight=0.0), make()
     online.start_online()
+    online.positives = None                                      # proposals are not even made
     noise = online.draw_noise(8)
     online.update(make_batch(), noise)
     offline.update(make_batch(), noise)

@@ -164,12 +164,14 @@ def test_a_file_of_the_version_before(tmp_path, monkeypatch):
     old = ("task,method,data,setting,seed,offline_steps,best_of,step,stage,success,episodes,length,return,seconds\n"
            + "".join(f'lift,dfp,generated,"quick,topk_weight=5",{seed},8000,4,{step},{stage},{success},50,1,1,2.0\n'
                      for seed in (0, 1) for step, stage, success in ((8000, "offline", 0.5), (24000, "online", 0.75 + 0.25 * seed)))
-           + 'lift,dfp,generated,"quick,topk_weight=5",1,8000,1,24000,online,0.25,50,1,1,\n')
+           + 'lift,dfp,generated,"quick,topk_weight=5",1,8000,1,24000,online,0.25,50,1,1,\n'
+           + 'lift,dfp,generated,"quick,topk_weight=5",2,8000,4,16000,online,0.5,20,1,1,2.0\n')            # killed there
     (tmp_path / "runs.csv").write_text(old)
     line = "| lift | dfp | quick,topk_weight=5, 8,000 + 16,000 steps | generated | 2 | 50 (50, 50) | 88 (75, 100) | 25 (25) |\n"
     for name in ("runs.csv", "again/runs.csv"):                                          # what is written from it can be read again
         main(monkeypatch, tmp_path / name, "--out", tmp_path / "again")
         assert (tmp_path / "again/table.md").read_text().endswith("|\n" + line)
+        assert "seed 2: evaluated up to step 16,000 of 24,000" in (tmp_path / "again/report.md").read_text()
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch):
@@ -195,6 +197,29 @@ def test_figure1(tmp_path):
     assert (paper[9]["mean"], paper[19]["mean"], paper[0]["method"]) == (85.2, 100.0, "dfp")
     assert curves.interval([40.0]) is None and curves.interval([50.0, 50.0]) == (50, 50)
     assert curves.share(1_500_000, 10**6, 10**6) == 1.5 and curves.share(0, 0, 10) == 0
+
+
+def test_figure1_is_drawn_from_its_points(tmp_path, monkeypatch):
+    for method, seeds in (("dfp", (0.8, 0.9, 1.0)), ("mvp", (0.2, 0.4))):
+        for seed, end in enumerate(seeds):
+            make(tmp_path, method=method, seed=seed, ends=(0.1 * seed, end))
+    make(tmp_path, task="can", until=0)                                                  # nothing but its step 0
+    (make(tmp_path, method="fql", task="can", raw=(0.5,)) / "eval.csv").unlink()         # nothing of its own: no panel
+    points, drawn = curves.lines(found(tmp_path)), []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
+    curves.draw(points, tmp_path / "unused.png")
+    assert [axes.get_title().split("\n")[0] for axes in drawn] == ["lift", "can"]
+    lines = {(line.get_color(), line.get_linestyle(), line.get_linewidth()): line.get_xydata() for line in drawn[0].lines}
+    for method, thin in (("dfp", 0), ("mvp", 2)):
+        color = f"C{list(config.METHODS).index(method)}"
+        for here, style, width in ((True, "-", 1.5), (False, "--", 1.0)):
+            expected = [(p["share"], p["mean"]) for p in points if (p["task"], p["method"], p["source"] == "here") == ("lift", method, here)]
+            assert len(expected) == (4 if here else 20) and np.allclose(lines[color, style, width], expected)
+        assert sum(line.get_linewidth() == 0.6 and line.get_color() == color for line in drawn[0].lines) == thin
+    band, = drawn[0].collections
+    ends = band.get_paths()[0].vertices[:, 1]
+    mine = [p for p in points if p["source"] == "here" and p["method"] == "dfp"]
+    assert set(np.round(ends, 6)) == {round(float(p[name]), 6) for p in mine for name in ("low", "high") if p["task"] == "lift"}
 
 
 def test_the_papers_numbers():
@@ -246,6 +271,11 @@ def test_tables_2_3_4_7(tmp_path):
     assert cell(tmp_path, 7, "dfp", "scene-task2")["offline_mean"] == 95 and cell(tmp_path, 7, "dfp", "scene-task2")["paper"] == 93
     text = tables.markdown(tables.filled(found(tmp_path)), [], [])
     assert "| 5 | paper | – | 99.2<br>official, 1M + 1M | 94.2<br>official, 1M + 1M | 98.0<br>official, 1M + 1M |" in text
+    make(tmp_path, method="dfp-no-topk", ends=(0.5, 0.2), top_k=8)                       # DFP with the same K stands beside it
+    make(tmp_path, method="mvp-topk", ends=(0.5, 0.3), topk_weight=1.0)
+    for table, method, setting, value in ((1, "dfp", "top_k=8", 60), (1, "dfp-no-topk", "top_k=8", 20), (2, "dfp", "top_k=8", 60),
+                                          (2, "dfp-no-topk", "top_k=8", 20), (1, "mvp-topk", "topk_weight=1", 30)):
+        assert cell(tmp_path, table, method, "lift", f"quick,{setting}, generated data")["online_mean"] == pytest.approx(value)
     assert "95.0<br>generated, 1M + 0, 1 seed" in text and "| dfp-no-topk | paper | – | 88.4<br>official, 1M + 1M |" in text
 
 
@@ -301,6 +331,9 @@ def test_aggregate_over_the_tasks_that_methods_share(tmp_path):
     assert (dfp["seeds"], dfp["iqm"], dfp["mean"]) == (2, pytest.approx(50), pytest.approx(50))          # of 20, 40, 60, 80
     assert (dfp["iqm_low"], dfp["iqm_high"]) == (pytest.approx(40), pytest.approx(60)) and dfp["paper_mean"] == pytest.approx(95.3)
     assert got["mvp", "lift can"]["iqm_low"] == "" and got["mvp", "lift can"]["mean"] == pytest.approx(70)
+    for task in ("cube-quadruple-task3", "cube-quadruple-task4"):
+        make(tmp_path, method="fql", task=task, ends=(0, 0.1))
+    assert "| fql | 1 | 10.0 | 10.0 | 0.0 |" in tables.markdown(tables.filled(found(tmp_path)), tables.aggregate(found(tmp_path)), [])
 
 
 # ------------------------------------------------------------------------------------------------------------ one clear line

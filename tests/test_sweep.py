@@ -57,6 +57,7 @@ def saved(*_):
     say("saved")
     os._exit(130)
 say("begins")
+print(c.workers, file=open("workers", "a"))
 if c.seed == 13:
     raise SystemExit("error: the roof is on fire")
 if c.seed == 17 and "saved" not in heard:                        # runs until it is stopped, for the first time
@@ -159,8 +160,10 @@ def test_killed_resumed_and_shared(here, capsys):
 
 # ------------------------------------------------------------------------------------------------------------ jobs
 def test_side_by_side_and_failing(here, monkeypatch, capsys):
-    """Six runs in four jobs on two GPUs: each with one of them, siblings one after the other. Those that fail are named, and end no other."""
+    """Six runs in four jobs on two GPUs and eight cores: each with one GPU and half of the cores, siblings one after the other. Those that
+    fail are named, and end no other."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     shutil.copytree(ROOT / "results/h200", here / "results/h200")
     words = f"{LIFT} --methods dfp qc-fql dfp-no-topk --seeds 0 13 --cluster local"
@@ -178,6 +181,8 @@ def test_side_by_side_and_failing(here, monkeypatch, capsys):
         alive += line.startswith("begins") and "13" not in line
         at_once, alive = max(at_once, alive), alive - line.startswith("ends")
     assert at_once == 2
+    assert swept(f"{words} --seeds 0 5 --methods dfp") == 0 and said()[-1] == "ends dfp 5 gpu3"
+    assert open("workers").read().split() == 6 * ["4"] + ["0"]                                   # one run alone: all cores
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -236,7 +241,7 @@ def test_dry_run(here, capsys):
     assert "lift-dfp-seed2" in lines[4] and "runs/lift/dfp/generated/quick/seed2  step 16,000" in lines[4]
     assert counts == "1 done, 1 to resume, 4 to start"
     assert estimate.startswith("about 20.90 hours of work, 10.45 with 2 at a time, by bench.csv")      # 5.46 + 4.39, 4.39, 2.27 + 4.39
-    assert swept(f"{words} --benchmark bench.csv --jobs 9") == 0 and ", 9.85 with 9 at a time" in capsys.readouterr()[0]
+    assert swept(f"{words} --benchmark bench.csv --jobs 9") == 0 and ", 9.85 with 3 at a time" in capsys.readouterr()[0]
     assert swept(f"{words} --benchmark bench.csv --methods qc-fql") == 0 and "bench.csv has no times of qc-fql" in capsys.readouterr()[0]
     assert swept(words) == 0 and "no estimate of hours: this machine, without results/benchmark.csv," in capsys.readouterr()[0]
     (here / "bench.csv").rename(here / "results/benchmark.csv") if (here / "results").mkdir() is None else None
@@ -260,15 +265,16 @@ def test_impossible_wishes_are_one_line(here, monkeypatch, capsys, words, says):
 def test_what_a_run_is_told(here):
     """The script, the data that --data auto has found before, and simulators as it pleases the user, else the sweep."""
     planned = sweep.Planned("--task cube-single-task2 --preset offline-rl --workers 7".split())
-    script, *words = planned.command(2)
+    script, *words = planned.training(2)
     c, _ = command_line.parse("", words)
     assert script == str(here / "train_offline.py") and (c.workers, c.resume, c.data) == (7, True, "auto")
     stands(here, 0, 16000)
     planned = sweep.Planned("--task lift --preset quick".split())
-    script, *words = planned.command(2)
+    assert command_line.parse("", planned.command("data.py")[1:])[0].data == "generated"
+    script, *words = planned.training(2)
     c, _ = command_line.parse("", words)
     assert script == str(here / "train_online.py") and (c.workers, c.resume, c.data) == (2, True, "generated") and planned.state == "to resume"
-    for knobs, state in (("", "done"), ("--online-steps 15000", "to resume"), ("--offline-steps 9000 --online-steps 15000", "to resume"),
+    for knobs, state in (("", "done"), ("--online-steps 15000", "to resume"), ("--online-steps 8000", "to resume"), ("--offline-steps 9000 --online-steps 15000", "to resume"),
                          ("--hidden 64", "to start"), ("--data official", "to start")):
         stands(here, 1) if knobs == "" else None
         assert sweep.Planned(f"--task lift --preset quick --seed 1 {knobs}".split()).state == state, knobs

@@ -12,7 +12,6 @@ rate / peak, or what the row says: time compiled / plain, a method's / DFP's, se
 """
 import argparse
 import contextlib
-import csv
 import dataclasses
 import resource
 import statistics
@@ -28,6 +27,7 @@ import config
 import data
 import envs
 import run
+import train_offline
 from config import UserError
 from tools import command_line, graph, results
 from tools.seeds import Together
@@ -97,7 +97,10 @@ def build(args, method: str, online: bool, **knobs):
         algorithm(plain, args.device, online).update(buffer.batch(starts()))
     algo = algorithm(c, args.device, online)
     update = graph.graphed(algo, [buffer], lambda starts: algo.update(buffer.batch(starts)))
-    return algo, lambda: update(starts()), counter.get_total_flops() / 1e9
+    def step():
+        train_offline.set_precision(c)                           # modes take turns
+        update(starts())
+    return algo, step, counter.get_total_flops() / 1e9
 
 
 def updates(args, peak, add) -> dict:
@@ -144,12 +147,15 @@ def compare(what, times, mode, add, column=None) -> None:
 def seeds(args, ones, add) -> None:
     """Several seeds stacked into one update, beside one."""
     mode, count = args.modes[0], args.seeds
-    c = config.build(dict(task=args.task, preset=args.preset, compile="compiled" in mode))
+    c = config.build(dict(task=args.task, preset=args.preset) | MODES[mode])
     for stage, online in (("offline", False), ("online", True)):
         together = Together([algorithm(dataclasses.replace(c, seed=k), args.device, online) for k in range(count)])
         buffer, draw = example(c, args.device), torch.Generator(args.device).manual_seed(0)
         step = graph.graphed(together, [buffer], lambda starts: together.update([buffer.batch(at) for at in starts]))      # noqa: B023
-        several = lambda: step([buffer.starts(c.batch_size, draw) for _ in range(count)])      # noqa: E731, B023
+
+        def several():
+            train_offline.set_precision(c)
+            step([buffer.starts(c.batch_size, draw) for _ in range(count)])                                         # noqa: B023
         times = [statistics.median(seconds(f, args.device, args.repeat) for _ in range(args.rounds)) for f in (ones[stage], several)]
         add(f"{stage} update of {count} seeds", "dfp", mode, times[1])
         add(f"{stage} update, {count} seeds / one", "dfp", mode, ratio=times[1] / times[0])
@@ -221,7 +227,7 @@ def main() -> None:
     args.device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")                   # the peak of fp32 products is that of TF32, on CUDA
     if args.profile:
         return profile(args)
 
@@ -254,10 +260,7 @@ def main() -> None:
     add("peak memory, MiB", "-", str(args.device), rate=memory)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "benchmark.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    results.write_csv(out / "benchmark.csv", rows, COLUMNS)
 
 
 if __name__ == "__main__":

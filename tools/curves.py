@@ -28,9 +28,9 @@ def lines(found) -> list[dict]:
     no curve changes its seeds on the way."""
     rows = []
     for key, seeds in found.items():
-        series = {seed: {row["step"]: row for row in rows if trained(row)} for seed, rows in seeds.items()}
-        far = max(max(s, default=0) for s in series.values())
-        whole = [s for s in series.values() if max(s, default=0) == far]
+        series = [{row["step"]: row for row in rows if trained(row)} for rows in seeds.values() if any(map(trained, rows))]
+        far = max(map(max, series), default=0)
+        whole = [s for s in series if max(s) == far]
         for step in sorted(set.intersection(*map(set, whole))) if whole else []:
             values = [100 * s[step]["success"] for s in whole]
             low, high = interval(values) or ("", "")

@@ -102,17 +102,17 @@ def read_csv(path: Path) -> list[dict]:
 
 
 def read_table(path: Path) -> list[dict]:
-    """A runs.csv. One of an earlier version knows neither checksums nor budgets asked for: a setting's name and the last step stand in."""
+    """A runs.csv. One of an earlier version knows neither checksums nor budgets asked for: a setting's name and the last
+    step of any seed stand in."""
     rows = [parsed(row, path) for row in read_csv(path)]
     last = collections.Counter()
+    shared = lambda row: tuple(row[k] for k in ("task", "method", "data", "setting", "offline_steps"))            # noqa: E731
     for row in rows:
         know(row["task"])
-        of_run = tuple(row[k] for k in ("task", "method", "data", "setting", "offline_steps", "seed"))
-        last[of_run] = max(last[of_run], row["step"])
+        last[shared(row)] = max(last[shared(row)], row["step"])
     for row in rows:
-        of_run = tuple(row[k] for k in ("task", "method", "data", "setting", "offline_steps", "seed"))
         if row.get("online_steps") in (None, ""):
-            row |= dict(checksum="?", knobs="?", online_steps=max(0, last[of_run] - row["offline_steps"]))
+            row |= dict(checksum="?", knobs="?", online_steps=max(0, last[shared(row)] - row["offline_steps"]))
     return rows
 
 

@@ -57,15 +57,19 @@ class Planned:
         self.folder = folders[self.kind or kinds[-1]]
         if self.kind:
             trained, evaluated = ([int(row["step"]) for row in run.read_rows(self.folder / name)] for name in ("train.csv", "eval.csv"))
-            done = c.offline_steps + c.online_steps in evaluated and run.read_config(self.folder)[0].offline_steps == c.offline_steps
-            done = done and (c.online_steps > 0 or (self.folder / "offline.pt").exists())
+            begun = run.read_config(self.folder)[0]
+            done = c.offline_steps + c.online_steps in evaluated and begun.offline_steps == c.offline_steps
+            done = done and (begun.online_steps == c.online_steps if c.online_steps else (self.folder / "offline.pt").exists())
             self.state, self.step = "done" if done else "to resume", max(trained, default=0)
 
-    def command(self, workers: int) -> list[str]:
-        """--resume where there is nothing simply starts; data that --data auto has once found stay the run's."""
-        script = "train_online.py" if self.config.online_steps else "train_offline.py"
+    def command(self, script: str, *words) -> list[str]:
+        """Of a script, for this run; words give way to the run's own. Data that --data auto has once found stay the run's."""
         found = ["--data", self.kind] if self.kind and self.config.data == "auto" else []
-        return [str(ROOT / script), "--workers", str(workers), *self.words, *found, "--resume"]
+        return [str(ROOT / script), *words, *self.words, *found]
+
+    def training(self, workers: int) -> list[str]:
+        """--resume where there is nothing simply starts."""
+        return self.command("train_online.py" if self.config.online_steps else "train_offline.py", "--workers", str(workers), "--resume")
 
 
 def plan(args, rest: list[str]) -> list[list[Planned]]:
@@ -178,9 +182,9 @@ def work(executor, groups: list, slots: list, workers: int, logs: Path) -> dict[
         while waiting or running:
             while waiting and slots:
                 group, slot = [p for p in waiting.popleft() if p.state != "done"], slots.pop(0)
-                commands = [(p.command(workers), logs / f"{p.name}.log") for p in group]
+                commands = [(p.training(workers), logs / f"{p.name}.log") for p in group]
                 if workers and not slurm and group[0].config.data in SOURCES:     # data by all cores; who comes later waits for them
-                    commands.insert(0, ([str(ROOT / "data.py"), *group[0].words], logs / f"{group[0].name}-data.log"))
+                    commands.insert(0, (group[0].command("data.py"), logs / f"{group[0].name}-data.log"))
                 # Ctrl-C is for the sweep alone, which ends its jobs in order: they inherit that it is blocked.
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
                 running[executor.submit(Job(commands, slot, None if slurm else logs / "lock"))] = group, slot
@@ -226,12 +230,13 @@ def main() -> None:
     if args.jobs is not None and args.jobs < 1:
         raise UserError("--jobs must be positive")
     groups = plan(args, rest)
-    runs = [p for group in groups for p in group]
+    runs, left = [p for group in groups for p in group], [group for group in groups if any(p.state != "done" for p in group)]
 
     gpus, cores = [], os.cpu_count()
     if not slurm and torch.cuda.is_available() and any(p.config.device != "cpu" for p in runs):
         gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))).split(",")
-    jobs = args.jobs or (len(groups) if slurm else len(gpus) or max(1, cores // max(p.config.threads or cores for p in runs)))
+    jobs = args.jobs or (len(left) if slurm else len(gpus) or max(1, cores // max(p.config.threads or cores for p in runs)))
+    jobs = max(1, min(jobs, len(left)))
     slots = [None] * jobs if slurm else [gpus[i % len(gpus)] if gpus else "" for i in range(jobs)]
     workers = args.slurm_cpus if slurm else 0 if jobs == 1 else max(1, cores // jobs)              # 0: all cores
     own, theirs = Path("results/benchmark.csv"), ROOT / "results/h200/benchmark.csv"
@@ -239,16 +244,18 @@ def main() -> None:
     if args.dry_run:
         return
 
-    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")      # else its import closes other libraries' handlers, and with absl's our stdout
-    import submitit
-    logs = Path(runs[0].config.out).resolve() / "sweep" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
-    logs.mkdir(parents=True)
-    print(f"logs: {logs}", flush=True)
-    executor = submitit.AutoExecutor(logs / "jobs", "slurm" if slurm else "local", slurm_max_num_timeout=100)
-    executor.update_parameters(**dict(timeout_min=int(60 * args.slurm_hours), gpus_per_node=args.slurm_gpus or None, slurm_partition=args.slurm_partition,
-                                      cpus_per_task=args.slurm_cpus, slurm_srun_args=[f"--cpus-per-task={args.slurm_cpus}"])      # srun asks anew
-                               if slurm else dict(timeout_min=10**7))
-    failed = work(executor, [group for group in groups if any(p.state != "done" for p in group)], slots, workers, logs)
+    failed = {}
+    if left:
+        os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")  # else its import closes other libraries' handlers, and with absl's our stdout
+        import submitit
+        logs = Path(runs[0].config.out).resolve() / "sweep" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
+        logs.mkdir(parents=True)
+        print(f"logs: {logs}", flush=True)
+        executor = submitit.AutoExecutor(logs / "jobs", "slurm" if slurm else "local", slurm_max_num_timeout=100)
+        executor.update_parameters(**dict(                       # srun asks anew for its cores
+            timeout_min=int(60 * args.slurm_hours), gpus_per_node=args.slurm_gpus or None, slurm_partition=args.slurm_partition,
+            cpus_per_task=args.slurm_cpus, slurm_srun_args=[f"--cpus-per-task={args.slurm_cpus}"]) if slurm else dict(timeout_min=10**7))
+        failed = work(executor, left, slots, workers, logs)
     if begun := [str(p.folder) for p in runs if run.read_rows(p.folder / "eval.csv")]:
         report.main([*begun, "--out", args.report])
     for p in filter(failed.get, runs):

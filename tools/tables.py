@@ -63,10 +63,10 @@ def cells(found) -> list[dict]:
         if key.setting.startswith("offline-rl"):
             add(7, key.method if plain else f"{key.method}, {key.setting}", key, seeds)
             continue
-        if plain:
-            add(1, key.method, key, seeds)
-            if key.method in SIBLINGS and key._replace(method=SIBLINGS[key.method]) in found:
-                add(2, key.method, key, seeds)
+        if plain or key.method != "dfp" or any(other.method != "dfp" and other.block == key.block for other in found):
+            add(1, key.method, key, seeds)                       # DFP alone with another lambda or K is for Tables 3 and 4
+        if key.method in SIBLINGS and key._replace(method=SIBLINGS[key.method]) in found:
+            add(2, key.method, key, seeds)
         for table, knob in KNOBS.items():
             base, value = split(key.setting, knob)
             usual = key._replace(setting=base)
@@ -110,13 +110,13 @@ def iqm(scores: np.ndarray) -> np.ndarray:
     return flat[..., cut : flat.shape[-1] - cut].mean(-1)
 
 
-def resamples(scores: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def resamples(scores: np.ndarray, count: int) -> np.ndarray:
     """[seeds, tasks] -> [count, seeds, tasks]: the seeds of each task drawn again with replacement, each task for itself."""
-    index = np.random.default_rng(seed).integers(len(scores), size=(count, *scores.shape))
+    index = np.random.default_rng(0).integers(len(scores), size=(count, *scores.shape))
     return np.take_along_axis(scores[None], index, axis=1)
 
 
-def aggregate(found, count: int = 10_000) -> list[dict]:
+def aggregate(found) -> list[dict]:
     """For each block of Table 1 and each set of two tasks or more that some method has finished: every method that has them all.
 
     Seeds may be missing: each task counts with as many as the task with the fewest has (the first ones), or it would count more.
@@ -132,7 +132,7 @@ def aggregate(found, count: int = 10_000) -> list[dict]:
                     continue
                 seeds = min(len(done[t]) for t in tasks)
                 scores = np.array([done[t][:seeds] for t in tasks]).T                               # [seeds, tasks]
-                drawn = resamples(scores, count)
+                drawn = resamples(scores, 10_000)
                 row = dict(block=block, tasks=" ".join(tasks), method=method, seeds=seeds)
                 for name, measure in (("iqm", iqm), ("mean", lambda s: s.mean((-2, -1)))):
                     low, high = np.percentile(measure(drawn), (2.5, 97.5)) if seeds > 1 else ("", "")       # one seed: no interval
@@ -200,7 +200,7 @@ def markdown(rows, aggregates, left) -> str:
         budgets = {row["column"]: f"{row['column']} ({results.short(row['offline_steps'])} + {results.short(row['online_steps'])})"
                    for row in rows if (row["table"], row["block"]) == (1, block) and row["column"] in tasks.split()}
         text += [f"{block}: {', '.join(budgets[t] for t in tasks.split())}", "", "| method | seeds | IQM | mean | the paper's mean |", "|---|---|---|---|---|"]
-        text += [f"| {r['method']} | {r['seeds']} | {show(r, 'iqm')} | {show(r, 'mean')} | {r['paper_mean'] and format(r['paper_mean'], '.1f') or '–'} |"
+        text += [f"| {r['method']} | {r['seeds']} | {show(r, 'iqm')} | {show(r, 'mean')} | {'–' if r['paper_mean'] == '' else format(r['paper_mean'], '.1f')} |"
                  for r in aggregates if (r["block"], r["tasks"]) == (block, tasks)] + [""]
     text += ["## Left out, because unfinished", "", *(f"- {line}" for line in left), ""] if left else []
     return "\n".join(text)
