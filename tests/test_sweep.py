@@ -174,6 +174,7 @@ def test_side_by_side_and_failing(here, monkeypatch, capsys):
     assert (here / "results/sweep/table.md").read_text().count("| 90 (90) |") == 3
     lines = said()
     assert {"begins dfp 0 gpu3", "begins qc-fql 0 gpu5"} < set(lines) and lines.count("data") == 4
+    assert {line.split()[-1] for line in lines if line.startswith("begins")} == {"gpu3", "gpu5"}
     assert lines.index("ends dfp 0 gpu3") < lines.index("begins dfp-no-topk 0 gpu3") < lines.index("ends dfp-no-topk 0 gpu3")
     assert swept(f"{words} --seeds 0") == 0 and said() == lines                                  # done: not started again
     at_once = alive = 0

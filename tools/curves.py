@@ -59,14 +59,15 @@ def draw(points, path) -> None:
     for axes, (task, data, setting, offline, online) in zip(grid.flat, panels):
         here = [p for p in ours if condition(p) == (task, data, setting, offline, online)]
         comparable = not setting.startswith("offline-rl")        # Figure 1 has no pure offline RL
-        for method in dict.fromkeys(p["method"] for p in here):
+        methods = dict.fromkeys(p["method"] for p in here)
+        for method in methods:
             color = f"C{list(config.METHODS).index(method)}"
             mine = [p for p in here if p["method"] == method]
             x, mean = [p["share"] for p in mine], [p["mean"] for p in mine]
             axes.plot(x, mean, "o-", color=color, ms=3, label=f"{method}, {mine[0]['seeds']} seed{'s' * (mine[0]['seeds'] > 1)}")
             if mine[0]["seeds"] > 2:
                 axes.fill_between(x, [p["low"] for p in mine], [p["high"] for p in mine], color=color, alpha=0.12, lw=0)
-            if mine[0]["seeds"] == 2:                            # their interval would hide the panel; curves.csv has it
+            if mine[0]["seeds"] == 2 and len(methods) < 4:       # their interval would hide the panel; curves.csv has it
                 axes.plot(x, [[float(v) for v in p["each"].split()] for p in mine], color=color, lw=0.6, alpha=0.5)
             paper = [p for p in points if p["source"] != "here" and (p["task"], p["method"]) == (task, method) and comparable]
             axes.plot([p["share"] for p in paper], [p["mean"] for p in paper], "--", color=color, lw=1, alpha=0.6)
@@ -80,7 +81,7 @@ def draw(points, path) -> None:
     for axes in list(grid.flat)[len(panels):]:
         axes.remove()
     grid[0][0].set_ylabel("success %")
-    figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here; band: 95 % over seeds; thin: each of two seeds.\n"
+    figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here; band: 95 % over seeds; thin: each of two, where few methods.\n"
                      "Dashed: the paper's, official data, 1M + 1M steps", fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
