@@ -65,7 +65,8 @@ if c.seed == 17 and "saved" not in heard:                        # runs until it
     say("waits")
     time.sleep(600)
 if (c.method, c.seed) == ("dfp", 0):                             # ends while the other one runs
-    while "begins qc-fql 0" not in Path("said").read_text():
+    begun = time.time()
+    while "begins qc-fql 0" not in Path("said").read_text() and time.time() < begun + 60:
         time.sleep(0.1)
 folder = Path(c.out, c.task, c.method, "generated", c.preset, f"seed{{c.seed}}")
 folder.mkdir(parents=True, exist_ok=True)
