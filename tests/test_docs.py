@@ -1,4 +1,4 @@
-"""What README.md, PAPER.md and results/quick/README.md say of the code is true: names, tests, links, line counts, commands. (README's own task: test_own.py.)"""
+"""What README.md, PAPER.md and results/quick/README.md say of the code is true: names, tests, links, line counts, commands. (tools/own_task.md: test_own.py.)"""
 import ast
 import importlib
 import re

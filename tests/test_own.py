@@ -1,4 +1,4 @@
-"""The README's own task, as it stands there, and what registering refuses."""
+"""The task of tools/own_task.md, as it stands there, and what registering refuses."""
 import csv
 import os
 import re
@@ -15,8 +15,8 @@ from config import TASKS, UserError, build
 from conftest import ROOT
 
 
-def test_the_readme_s_own_task_trains(tmp_path):
-    section = (ROOT / "README.md").read_text().split("## Your own task")[1].split("\n## ")[0]
+def test_the_task_of_the_page_trains(tmp_path):
+    section = (ROOT / "tools/own_task.md").read_text()
     make_data, train = re.findall(r"```python\n(.*?)```", section, re.S)
     assert len([line for line in train.splitlines() if line.strip()]) <= 17
     small = train.replace("offline_steps=1500, online_steps=1000", "offline_steps=30, online_steps=40, warmup=10, eval_episodes=2, workers=1")
