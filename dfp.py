@@ -40,11 +40,13 @@ def compiled(function):
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether this hardware multiplies in bf16. A CPU that only emulates it takes six times as long as in fp32 (a Zen 3)."""
+    """Whether this hardware is faster in bf16. A CPU that only emulates it takes six times as long as in fp32 (a Zen 3), and an
+    Intel that has its vector instructions alone twice as long (a Xeon of the Sapphire Rapids kind without AMX)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    vectors = known.get("avx512_bf16") and not str(known.get("cpu_name")).startswith("Intel")
+    return device.type == "cpu" and bool(vectors or known.get("amx_bf16"))
 
 
 class DFP:

@@ -182,8 +182,11 @@ def test_bf16_ranks_in_fp32_and_values_in_fp32(monkeypatch):
 
 
 @pytest.mark.parametrize("has, pays", [({"avx2": True}, False), ({"avx512_f": True, "avx512_bf16": False}, False),
-                                       ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False)])
-def test_bf16_only_where_the_hardware_has_it(has, pays, monkeypatch):
+                                       ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({}, False),
+                                       ({"avx512_bf16": True, "cpu_name": "AMD EPYC 9R14"}, True),
+                                       ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, False),
+                                       ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True)])
+def test_bf16_only_where_the_hardware_is_fast_in_it(has, pays, monkeypatch):
     """Emulated, it costs six times the fp32 pass: a laptop must not get it by default."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert make(precision="auto").bf16 == pays and not make(precision="fp32").bf16
