@@ -276,7 +276,7 @@ def test_what_a_run_is_told(here):
     script, *words = planned.training(2)
     c, _ = command_line.parse("", words)
     assert script == str(here / "train_online.py") and (c.workers, c.resume, c.data) == (2, True, "generated") and planned.state == "to resume"
-    for knobs, state in (("", "done"), ("--online-steps 15000", "to resume"), ("--online-steps 8000", "to resume"), ("--offline-steps 9000 --online-steps 15000", "to resume"),
-                         ("--hidden 64", "to start"), ("--data official", "to start")):
+    for knobs, state in (("", "done"), ("--online-steps 15000", "to resume"), ("--online-steps 8000", "to resume"),
+                         ("--offline-steps 9000 --online-steps 15000", "to resume"), ("--hidden 64", "to start"), ("--data official", "to start")):
         stands(here, 1) if knobs == "" else None
         assert sweep.Planned(f"--task lift --preset quick --seed 1 {knobs}".split()).state == state, knobs

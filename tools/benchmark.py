@@ -97,6 +97,7 @@ def build(args, method: str, online: bool, **knobs):
         algorithm(plain, args.device, online).update(buffer.batch(starts()))
     algo = algorithm(c, args.device, online)
     update = graph.graphed(algo, [buffer], lambda starts: algo.update(buffer.batch(starts)))
+
     def step():
         train_offline.set_precision(c)                           # modes take turns
         update(starts())

@@ -63,7 +63,7 @@ def cells(found) -> list[dict]:
         if key.setting.startswith("offline-rl"):
             add(7, key.method if plain else f"{key.method}, {key.setting}", key, seeds)
             continue
-        if plain or key.method != "dfp" or any(other.method != "dfp" and other.block == key.block for other in found):
+        if plain or any(other.method != "dfp" and other.block == key.block for other in found):
             add(1, key.method, key, seeds)                       # DFP alone with another lambda or K is for Tables 3 and 4
         if key.method in SIBLINGS and key._replace(method=SIBLINGS[key.method]) in found:
             add(2, key.method, key, seeds)
