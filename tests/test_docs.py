@@ -1,5 +1,6 @@
 """What README.md, PAPER.md and results/quick/README.md say of the code is true: names, tests, links, line counts, commands. (tools/own_task.md: test_own.py.)"""
 import ast
+import csv
 import importlib
 import re
 import shlex
@@ -67,6 +68,19 @@ def test_line_counts():
 
 def test_results_are_the_report_s():
     assert (ROOT / "results/quick/table.md").read_text() in README
+
+
+def test_what_methods_cost_is_the_benchmark_s():
+    """README's ratios to DFP, ours and the paper's, are those of the tables that are shipped."""
+    with open(ROOT / "results/methods/benchmark.csv", newline="") as file:
+        ratios = {(row["what"], row["method"], row["mode"] == "Table 9"): row["ratio"] for row in csv.DictReader(file)}
+    methods, _, *rows = (line.strip("| ").split(" | ") for line in re.search(r"(?m)^\| \| DFP .*\n(?:\|.*\n)+", README)[0].splitlines())
+    for name, ours, paper in (("offline update", "offline update", ""), ("online update", "online update", "online step"),
+                              ("choosing a chunk", "act", "action")):
+        found, = (row[1:] for row in rows if row[0] == name)
+        for method, cell in zip(methods, found, strict=True):
+            known = [ratios.get((f"{what} / dfp's", method.lower(), table_9)) for what, table_9 in ((ours, False), (paper, True))]
+            assert cell == ("1" if method == "DFP" else ", *".join(filter(None, known)) + "*" * (known[1] is not None))
 
 
 def test_commands_are_understood(capsys):

@@ -41,6 +41,7 @@ elif what == "tools.demos":
     less("--size 2002")
 elif what == "tools.benchmark":
     less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1 --workers 1")
+    words.extend(["--modes", "plain auto"])
 elif what == "tools.benchmark_data":
     less("--rows 2000 --batches 2")
 elif what == "tests/soak.py":

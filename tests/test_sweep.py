@@ -191,7 +191,13 @@ def test_side_by_side_and_failing(here, monkeypatch, capsys):
 def test_stopped(here, how):
     """However the sweep ends, its runs save and end, before it where it can wait; the same command goes on."""
     words = f"{LIFT} --seeds 17 --cluster local --jobs 1"
-    process = multiprocessing.get_context("fork").Process(target=lambda: (os.setsid(), sys.exit(swept(words))))
+
+    def at_a_terminal():
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)         # pytest in the background of a shell is deaf to it
+        sys.exit(swept(words))
+
+    process = multiprocessing.get_context("fork").Process(target=at_a_terminal)
     process.start()
     wait_for("waits dfp 17 gpu")
     if how == signal.SIGINT:
