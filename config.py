@@ -7,7 +7,7 @@ tools/command_line.py makes the command line from the dataclass: field `topk_wei
 Knobs belong to a group, and the group decides who must agree with whom:
     both     read by stage 1 (offline): a checkpoint offline.pt may only be reused where all of them agree
     online   read by stage 2 alone: siblings that differ only here share offline.pt
-    run      how much is run, and how: free to change on --resume, no part of the folder's name
+    run      how much is run, and how: free to change on --resume (preset and data name the folder; offline_steps until stage 1 ends)
 """
 import dataclasses
 import difflib
@@ -69,7 +69,7 @@ class Config:
     ensemble: int = knob(2, "critics in the ensemble (Table 5)")
     q_aggregate: str = knob("mean", "one value from the ensemble (Table 5: mean)", choices=("mean", "min"))
     batch_size: int = knob(256, "states per update (Table 5)")
-    lr: float = knob(3e-4, "Adam's step size (Table 5)")
+    lr: float = knob(3e-4, "Adam's learning rate (Table 5)")
     discount: float = knob(0.99, "gamma per environment step (Table 5)")
     target_rate: float = knob(5e-3, "tau: how fast the target critic follows (Table 5)")
 
@@ -88,7 +88,7 @@ class Config:
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", "online", only=TOPK)
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", "online", only=TOPK)
 
-    # ---- the rivals (baselines/; App. A.2)
+    # ---- the baselines (baselines/; App. A.2)
     flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)", only=FLOW)
     distill_weight: float = knob(300.0, "alpha: weight of the distillation beside -Q (App. A.2, per task)", only=FQL)
     ivc_weight: float = knob(1.0, "weight of the instantaneous velocity constraint (App. A.2, per task)", only=MVP)
@@ -111,7 +111,7 @@ class Config:
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", "run")
     log_every: int = knob(500, "steps between rows of train.csv", "run")
     device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
-    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes where the hardware has it, TF32 on CUDA; fp32: neither",
+    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes where the hardware is faster so, TF32 on CUDA; fp32: neither",
                           choices=("auto", "fp32"))
     compile: bool = knob(True, "torch.compile the losses", "run")
     workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", "run")
@@ -171,26 +171,27 @@ TABLE_8 = {
 
 
 # App. A.2, where it departs from the defaults. The tasks of Table 8 alone are missing there: FQL's alpha as in FQL's own README.
-RIVALS = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
+BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
           "puzzle": dict(distill_weight=1000.0)}
 
 
 def task_values(task: str) -> dict:
-    """Table 5's per-task values and the rivals'. The four tasks of Table 8 that Table 5 lacks take OGBench's, with Table 8's
+    """Table 5's per-task values and the baselines'. The four tasks of Table 8 that Table 5 lacks take OGBench's, with Table 8's
     lambda, h, N and K."""
     if task in ROBOMIMIC:
         return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2, distill_weight=10_000.0)
-    rivals = next((values for name, values in RIVALS.items() if task.startswith(name)), {})
-    return dict(temperatures=(0.05,), best_of=16, top_k=4) | rivals | (TABLE_8.get(task, {}) if task not in OGBENCH else {})
+    baselines = next((values for name, values in BASELINES.items() if task.startswith(name)), {})
+    return dict(temperatures=(0.05,), best_of=16, top_k=4) | baselines | (TABLE_8.get(task, {}) if task not in OGBENCH else {})
 
 
 def preset_values(preset: str, task: str, family: str) -> dict:
+    """What the preset changes. UserError where Table 8 lacks the task."""
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
         return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
     if preset == "offline-rl":
         if task not in TABLE_8:
             raise UserError(f"--preset offline-rl has values for {', '.join(TABLE_8)} only (Table 8), not for {task}")
-        own = TABLE_8[task] | dict(chunk=1, best_of=1, topk_offline=True) if family == "dfp" else {}     # rivals as they are
+        own = TABLE_8[task] | dict(chunk=1, best_of=1, topk_offline=True) if family == "dfp" else {}     # baselines as they are
         return own | dict(online_steps=0, warmup=0)
     if preset == "quick":        # the same algorithm at a smaller size
         return QUICK | QUICK_TASK.get(task, {})
@@ -205,7 +206,7 @@ QUICK_TASK = {
     # critic is worse than the raw policy.
     "lift": dict(data_size=300),
     # These two lack updates more than samples: smaller batches or narrower networks, more updates (results/batch). A network of an
-    # eighth of the paper's width takes larger steps: with 3e-4 it imitates less well after 40,000 updates than so after 24,000.
+    # eighth of the paper's width takes a larger learning rate: with 3e-4 it imitates less well after 40,000 updates than so after 24,000.
     # Their episodes are long, so they are evaluated less often.
     "can": dict(data_size=200, batch_size=32, offline_steps=30_000, online_steps=30_000, eval_every=10_000),
     "square": dict(data_size=200, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=24_000),

@@ -57,7 +57,7 @@ class ReplayBuffer:
         self.cuts = []                                     # online transitions after which an episode was abandoned
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
-        """Appends one online transition. IndexError when the capacity given at the start is used up."""
+        """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity given at the start is used up."""
         row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
         for name, value in zip(FIELDS, row):
             self.online[name][self.size - self.offline_size] = torch.as_tensor(value, dtype=torch.float32)
@@ -237,7 +237,7 @@ def find(config, task: envs.Task, folder: Path, checker, say) -> tuple[str, str,
         if found:
             return "official", "", found
         if config.data == "official":
-            raise UserError(f"the official data of {task.name} could not be had ({why}); --data generated makes a stand-in")
+            raise UserError(f"the official data of {task.name} could not be obtained ({why}); --data generated makes a stand-in")
         say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
     made = generate(task, config.data_size or (300 if task.suite == "robomimic" else 1_000_000), folder / "generated",
                     config.goal_share, config.workers or os.cpu_count())

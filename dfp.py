@@ -73,7 +73,7 @@ class DFP:
             self.critic_loss, self.actor_loss = compiled(self.critic_loss), compiled(self.actor_loss)
 
     def make_actor(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...]) -> torch.nn.Module:
-        """f_theta. The rivals (baselines/) are this class with another map from noise to action and another actor loss."""
+        """f_theta. The baselines (baselines/) are this class with another map from noise to action and another actor loss."""
         return Actor(obs_dim, chunk_dim, hidden)
 
     def start_online(self) -> None:
@@ -128,7 +128,7 @@ class DFP:
         bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
         info = {f"bc_{name}": value for name, value in info.items()}
-        # What the loss value cannot show (it is constant by construction): do samples differ, are they close?
+        # What the loss value cannot show (it hardly changes, by construction): do samples differ, are they close?
         with torch.no_grad():
             info |= {"bc_loss": bc_loss.mean(), "bc_error": (generated - data).abs().mean(),
                      "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}

@@ -67,13 +67,13 @@ def drift_loss(
     *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance
-    that serves as unit of length, and "force_rms_<R>", each temperature's force before it is normalised.
-    Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32
-    under autocast; float64 inputs stay float64.
+    that serves as unit of length, and "force_rms_<R>", the root mean square of each
+    temperature's force before it is normalised. Raises ValueError where shapes do not fit, for no positive and for a
+    temperature that is not above 0. Runs in float32 under autocast; float64 inputs stay float64.
 
     The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the
-    force is divided by its own size), with T temperatures it lies between T and T^2. Where samples have arrived, forces do
-    not vanish but average out over batches. Watch the samples, and force_rms.
+    force is divided by its own size), with T temperatures it is at most T^2, and below T only where their forces oppose each
+    other. Where samples have arrived, forces do not vanish but average out over batches. Watch the samples, and force_rms.
     """
     if generated.dim() != 3 or positives.dim() != 3:
         raise ValueError(f"expected [B, G, D] and [B, P, D], got {tuple(generated.shape)} and {tuple(positives.shape)}")

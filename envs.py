@@ -1,4 +1,4 @@
-"""The tasks of the paper behind one gymnasium interface, and roll-outs in parallel processes  (App. A.1).
+"""The tasks of the paper behind one gymnasium interface, and rollouts in parallel processes  (App. A.1).
 
     env = make("square")                     any name of config.TASKS
     obs, info = env.reset(seed=7)            the same seed gives the same episode, in any process
@@ -34,7 +34,7 @@ class Task:
     name: str
     suite: str            # "robomimic", "ogbench" or "own"
     source: str           # robosuite's class, or OGBench's environment name
-    horizon: int          # steps until truncation (Sec. 5 of the paper's appendix)
+    horizon: int          # steps until truncation (App. A.1)
     obs_dim: int
     action_dim: int
     task_id: int = 0      # OGBench: which of the environment's fixed goals
@@ -58,6 +58,7 @@ TABLE = _tasks()
 
 
 def task(name: str | Task) -> Task:
+    """The task of that name; a Task is its own. UserError for an unknown one."""
     if isinstance(name, Task):
         return name
     if name not in TABLE:
@@ -67,7 +68,7 @@ def task(name: str | Task) -> Task:
 
 def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
-    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry."""
+    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry. UserError where the spaces are others."""
     env = make()
     obs, action = env.observation_space, env.action_space
     if len(obs.shape or ()) != 1 or len(action.shape or ()) != 1:
@@ -210,7 +211,7 @@ def make(name: str | Task, **overrides) -> gymnasium.Env:
     return {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": OwnEnv}[task(name).suite](task(name), **overrides)
 
 
-# --------------------------------------------------------------------------------------------------- roll-outs
+# --------------------------------------------------------------------------------------------------- rollouts
 # Seeds of episodes; below 2^32, which numpy asks for. Training, evaluation and generated data never share an episode.
 EVAL_SEED = 4_000_000_000
 DATA_SEED = 3_000_000_000

@@ -51,7 +51,6 @@ class Actor(nn.Module):
 
     def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...] = (512,) * 4):
         super().__init__()
-        self.chunk_dim = chunk_dim
         self.mlp = MLP(obs_dim + chunk_dim, hidden, chunk_dim)
 
     def forward(self, obs: Tensor, noise: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
     runs/<task>/<method>/<data>/<preset>[,knob=value...]/seed<k>/
         config.json      every knob, versions, git commit, data source and checksum, machine
         train.csv        losses and diagnostics: step, stage, then by name
-        eval.csv         step, stage, success, episodes, length, return, seconds
+        eval.csv         step, stage, success, episodes, length, return, seconds; evaluate.csv: the same by evaluate.py
         offline.pt       the end of stage 1, which siblings may start from
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
         online.f32       the transitions seen online, which checkpoints count but do not contain
         curve.png        eval.csv, drawn
+        broken.pt        batch and networks where a number was not finite; *.broken: checkpoints that could not be read
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python
 """
@@ -123,7 +124,7 @@ def append_row(path: Path, row: dict) -> None:
     try:
         check_row(path, {k: str(v) for k, v in row.items()})
     except ValueError as error:
-        raise UserError(f"{error}, which does not belong into {path}") from None
+        raise UserError(f"{error}, which does not belong in {path}") from None
     old = whole_lines(path)
     header = next(csv.reader([line.decode() for line in old.splitlines()[:1]]), [])
     if not set(row) <= set(header):

@@ -125,7 +125,7 @@ class Collector:
         if self.lost > 5:
             states.save(self.t)
             raise UserError(f"{self.t.config.task}'s simulator failed {self.lost} times, the last with: {error}")
-        tqdm.write(f"step {self.t.step}: the simulator was lost ({error}) and is replaced, for the {self.lost}. time of at most 5")
+        tqdm.write(f"step {self.t.step}: the simulator was lost ({error}) and is replaced ({self.lost} of at most 5)")
 
     def close(self) -> None:
         if self.simulator is not None:

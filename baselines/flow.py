@@ -1,4 +1,4 @@
-"""The flow rivals: a policy of many steps (BFN, QC-BFN), and one distilled from it into a single step (FQL, QC-FQL).
+"""The flow baselines: a policy of many steps (BFN, QC-BFN), and one distilled from it into a single step (FQL, QC-FQL).
 
 Flow matching (Lipman et al., arXiv 2210.02747) learns behaviour as a velocity field along straight paths from noise to data:
 
@@ -13,7 +13,7 @@ FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu bes
 
     L = L_flow + alpha E || mu(s, eps) - sg clip(flow_n(s, eps)) ||^2 - E[Q(s, clip mu(s, eps))]
 
-What DFP does without: steps, a second network, the gradient of Q, and an alpha that spans 100 to 10,000 over the tasks.
+What DFP does without: steps, a second network to train, the gradient of Q, and an alpha that spans 100 to 10,000 over the tasks.
 Both are dfp.DFP with another map from noise to action and another actor loss; critic, update and acting are inherited.
 
     python -m baselines.flow        draws noise carried to four modes in 1, 2, 5 and 10 steps, beside one pass of a drift policy
@@ -89,7 +89,7 @@ class BFN(DFP):
         return FlowActor(obs_dim, chunk_dim, hidden, self.config.flow_steps)
 
     def start_online(self) -> None:
-        """Nothing changes: the actor keeps imitating, of a buffer that now holds what the critic chose. pi_old is not used."""
+        """Nothing changes: the actor keeps imitating a buffer that now holds what the critic chose. pi_old is not used."""
 
     def actor_loss(self, batch, noise):
         velocity = partial(self.actor.velocity, batch["observations"])

@@ -9,7 +9,7 @@ velocity between two times instead, with which any stretch is one step, so that 
 
     u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
 
-The integral needs paths that are not known yet. Its derivative along the path does without: (t - r) u = integral, by t, is
+The integral needs paths that are not known yet. Its derivative along the path does without them: (t - r) u = integral, differentiated by t, is
 
     u = v - (t - r) du/dt,     du/dt = v . grad_z u + d_t u                                        (MeanFlow identity)
     L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
@@ -91,7 +91,7 @@ class MVP(DFP):
         return MeanFlowActor(obs_dim, chunk_dim, hidden)
 
     def start_online(self) -> None:
-        """Nothing changes: the actor keeps imitating, of a buffer that now holds what the critic chose. pi_old is not used."""
+        """Nothing changes: the actor keeps imitating a buffer that now holds what the critic chose. pi_old is not used."""
 
     def actor_loss(self, batch, noise):
         data, mask = batch["actions"].flatten(1)[:, None], self.bc_mask(batch)[:, None]             # [B, 1, D]

@@ -1,4 +1,4 @@
-"""The rivals: their equations against hand-computed numbers, and all eight methods behind one interface."""
+"""The baselines: their equations against hand-computed numbers, and all eight methods behind one interface."""
 import copy
 import math
 
@@ -290,7 +290,7 @@ def test_bootstrap_by_hand(method, samples):
 @pytest.mark.parametrize("method", ["qc-bfn", "qc-fql", "mvp", "dfp"])
 @pytest.mark.parametrize("masked", [True, False])
 def test_next_episode_is_not_imitated(method, masked):
-    """Chunk steps past an episode's end are no regression target (the rivals' networks still see them in x_t, as released)."""
+    """Chunk steps past an episode's end are no regression target (the baselines' networks still see them in x_t, as released)."""
     algo = make(method, mask_bc=masked)
     batch = batch_for(algo)
     batch["valid"][:, 3:] = 0

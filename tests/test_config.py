@@ -40,7 +40,7 @@ def test_table8(task, weight, temperatures, n, k):
 
 @pytest.mark.parametrize("method, chunk, best_of", [("bfn", 1, 4), ("qc-bfn", 5, 32), ("fql", 1, 1), ("qc-fql", 5, 1),
                                                     ("mvp", 5, 16), ("mvp-topk", 5, 16)])
-def test_rivals(method, chunk, best_of):
+def test_baselines(method, chunk, best_of):
     """App. A.2: everything that is not listed is DFP's, on every task."""
     for task in TASKS:
         c, dfp = build({"task": task, "method": method}), build({"task": task})

@@ -159,7 +159,7 @@ def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_pat
     _, source = data.load(config, said.append)
     assert source["kind"] == "generated" and source["episodes"] == source["successes"] == 3
     assert "NO OFFICIAL DATA" in said[0] and "unreachable" in said[0] and "unreachable" in source["why"]
-    with pytest.raises(UserError, match="could not be had"):
+    with pytest.raises(UserError, match="could not be obtained"):
         data.load(build(dict(task="lift", data="official", data_dir=str(folder))))
 
 

@@ -20,8 +20,8 @@ COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block
 
 
 def map_rows():
-    """(equation, symbols, tests) of PAPER.md's first table and of the rivals'."""
-    for heading in ("## Where each equation lives", "## The rivals"):
+    """(equation, symbols, tests) of PAPER.md's first table and of the baselines'."""
+    for heading in ("## Where each equation lives", "## The baselines"):
         table = re.search(r"(?:^\|.*\n)+", PAPER.split(heading)[1], re.MULTILINE)[0].splitlines()[2:]
         for paper, _, here, checks in (line.strip("|").split(" | ") for line in table):
             yield paper.strip(), re.findall("`(.+?)`", here), re.findall("`(.+?)`", checks)

@@ -1,4 +1,4 @@
-"""The tasks: conventions, seeds, and roll-outs that do not depend on the number of processes."""
+"""The tasks: conventions, seeds, and rollouts that do not depend on the number of processes."""
 import numpy as np
 import pytest
 import torch

@@ -27,7 +27,7 @@ def test_every_picture_is_drawn(tmp_path, monkeypatch):
 
 
 def test_exact_values_of_the_chain():
-    """Against roll-outs: the mean discounted return of a chunk that is followed by the random walk."""
+    """Against rollouts: the mean discounted return of a chunk that is followed by the random walk."""
     length, chunk, discount = 4, 2, 0.9
     exact, draw = figures.chain_values(length, chunk, discount), np.random.default_rng(0)
     assert len(exact) == length * 4 and exact[3, (1, -1)] == 0 and exact[2, (1, 1)] == -1

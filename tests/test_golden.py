@@ -92,7 +92,7 @@ def make_actor(arrays):
 
 
 def make_dfp(z, prefix="", horizon=5, algorithm=DFP, actor="actor"):
-    """A DFP, or a rival, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
+    """A DFP, or a baseline, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
     actor, critic = named(z, prefix + actor), named(z, prefix + "critic")
     _, hidden, D, _ = sizes(actor, False)
     cfg = lambda name, default: z.get(f"cfg/{name}", default)                                  # noqa: E731
@@ -160,7 +160,7 @@ def test_networks(golden):
     close(critic(z["obs_nd"], z["act_nd"]), z["critic_out_nd"], 1e-5)
     close(actor(z["obs"], z["noise"]), z["actor_out"], 1e-5)
     close(make_critic(named(z, "critic_big"), D)(z["obs"], z["act"]), z["critic_big_out"], 1e-5)
-    for name in ("time1", "time2"):                # the MLP with time columns, as the rivals use it
+    for name in ("time1", "time2"):                # the MLP with time columns, as the baselines use it
         arrays = named(z, f"actor_{name}")
         inputs, hidden, outputs, _ = sizes(arrays, False)
         mlp = MLP(inputs, hidden, outputs)
@@ -323,7 +323,7 @@ def test_chunk_sampling(golden, group):
     close(batch["next_observations"], g["next_observations_last"], 1e-5, "next")
 
 
-# ------------------------------------------------------------------------------------------------------------ rivals
+# ------------------------------------------------------------------------------------------------------------ baselines
 def test_flow(golden):
     """FQL, and BFN within it: flow loss, Euler's teacher, the student's two terms, gradients of both networks, best of N."""
     z = named(golden("flow_meanflow"), "acfql")

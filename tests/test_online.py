@@ -161,7 +161,7 @@ def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(
     said = capsys.readouterr().out
     assert [part.split(")")[0] for part in said.split("was lost (")[1:]] == [
         "its process ended with exit code 7", "ValueError out of joint", "no answer in 3 seconds", "its process ended with exit code 7",
-        "its process ended with exit code 7"] and "for the 5. time of at most 5" in said
+        "its process ended with exit code 7"] and "is replaced (5 of at most 5)" in said
     collector.simulator.processes[0].kill()                                    # the sixth
     with pytest.raises(UserError, match="failed 6 times, the last with: its process ended with exit code -9"):
         for _ in range(3):

@@ -121,7 +121,7 @@ def test_siblings_share_stage_1(first, home):
 
 
 @pytest.mark.parametrize("method, sibling", [pytest.param("qc-bfn", None, marks=pytest.mark.slow), ("fql", None), ("mvp-topk", "mvp")])
-def test_rivals_run_from_end_to_end(method, sibling, tmp_path, home):
+def test_baselines_run_from_end_to_end(method, sibling, tmp_path, home):
     short = "--eval-every 1000 --offline-steps 10 --online-steps 15 --warmup 5"
     script("train_online.py", tmp_path, home, f"--method {method} {short}")
     out = next(tmp_path.glob(f"runs/cube-single-task2/{method}/*/*/seed0"))
@@ -183,7 +183,7 @@ def test_evaluate_and_load_from_python(first):
 @pytest.mark.parametrize("words, says", [
     ("--online-steps 10", "do not exceed --warmup"), ("--preset offline-rl --online-steps 0 --warmup 0", "train_offline.py"),
     ("--device cuda", "no GPU"), ("--out /proc/nowhere", "cannot write"), ("--chunk 1300", "longer than every episode"),
-    ("--data official --data-dir elsewhere", "could not be had"),
+    ("--data official --data-dir elsewhere", "could not be obtained"),
     ("--seed 99999999999999999999", "--seed must be below")])
 def test_impossible_wishes_are_one_line(tmp_path, home, words, says):
     if "cuda" in words and torch.cuda.is_available():

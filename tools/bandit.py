@@ -24,8 +24,8 @@ from tools.figures import BLUE, GREY, ORANGE, four_modes, plt, save, square
 PEAKS = torch.tensor([[0.8, 0.3], [0.55, -0.55], [-0.55, 0.55], [-0.55, -0.55]])
 HEIGHTS = torch.tensor([1.0, 0.5, 0.5, 0.5])
 
-# The paper's values, but: a small network and larger steps; temperatures as wide as the distances here; a faster pi_old, since there
-# are a thousand steps and not a million; FQL's alpha, the best of 1, 3 and 10 here.
+# The paper's values, but: single actions; a small network, batch and N', and a larger learning rate; temperatures as wide as the distances
+# here; a faster pi_old, since there are a thousand steps and not a million; FQL's alpha, the best of 1, 3 and 10 here.
 COMMON = dict(hidden=64, layers=3, batch_size=128, lr=3e-3, chunk=1, compile=False, precision="fp32")
 TOPK = dict(best_of=4, num_candidates=16, top_k=4, topk_weight=0.5, ema_rate=5e-3)
 METHODS = {"DFP": TOPK | dict(method="dfp", temperatures=(0.1, 0.5)), "MVP+top-K": TOPK | dict(method="mvp-topk"),

@@ -49,7 +49,7 @@ def seconds(buffer, batches: int, before=lambda: None) -> float:
 
 def main() -> None:
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--rows", type=int, default=20_000, help="rows in each file; the official ones have 1,001,000")
+    parser.add_argument("--rows", type=int, default=20_020, help="rows in each file, trajectories of 1,001; the official ones have 1,001,000")
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("results/data.csv"))
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """A whole update as one CUDA graph. On a GPU networks of 4 x 512 are so small that launching their kernels, one by one, from
 Python, takes several times as long as running them. A graph of them all, from the rows of the batch to the step of Adam, is
-launched once, and holds the critic's kernels beside the actor's: they share nothing but the batch, and neither fills a GPU.
+launched once, and holds the critic's kernels beside the actor's: neither trains what the other does, and neither fills a GPU.
 
     update = graphed(algorithm, [buffer], lambda starts: algorithm.update(buffer.batch(starts)))
     info = update(starts)                # starts: where the batch's chunks begin, see data.ReplayBuffer
@@ -14,7 +14,7 @@ import functools
 import torch
 from torch.utils import _pytree as pytree
 
-PLAIN = 3                       # calls before recording: torch must have compiled, chosen its matrix products, made Adam's averages
+PLAIN = 3                       # calls before recording: torch must have compiled, chosen its matrix products, made Adam's moments
 
 
 class Graph:

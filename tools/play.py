@@ -67,7 +67,7 @@ def play_episode(env_name: str, seed: int, steps: int = 1001) -> dict:
 
 
 def goal_episode(env_name: str, task_id: int, seed: int, steps: int = 1001) -> dict:
-    """One episode towards the goal of task `task_id`, over TAIL rows after reaching it or after `steps` rows."""
+    """One episode towards the goal of task `task_id`, which ends TAIL rows after reaching it or after `steps` rows."""
     env, oracles, tasks = make_env(env_name)
     if not 1 <= task_id <= len(tasks):
         raise ValueError(f"{env_name} has tasks 1 to {len(tasks)}, not {task_id}")

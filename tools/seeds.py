@@ -2,7 +2,7 @@
 
 A network of 4 x 512 leaves a large GPU idle: the time of an update is that of launching it. Here the parameters of S algorithms,
 which differ by their seed alone, lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay
-what they are, each with its own noise, batches and state: their parameters, and Adam's averages, are views into those tensors,
+what they are, each with its own noise, batches and state: their parameters, and Adam's moments, are views into those tensors,
 so that acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added.
 
     together = Together([DFP(...), DFP(...)]);  infos = together.update([batch, batch])
@@ -64,7 +64,7 @@ class Together:
         return self.algorithms[0].improving
 
     def _share_averages(self) -> None:
-        """Adam's averages of each algorithm, stacked; each keeps a view, for its state_dict()."""
+        """Adam's moments of each algorithm, stacked; each keeps a view, for its state_dict()."""
         own = [[a.optimizer.state[p] for p in a.optimizer.param_groups[0]["params"]] for a in self.algorithms]
         for k, stacked in enumerate(self.optimizer.param_groups[0]["params"]):
             states = [state[k] for state in own]

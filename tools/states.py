@@ -111,7 +111,7 @@ def last_good(t) -> str:
 
 def check_finite(t) -> dict[str, float]:
     """The newest losses and diagnostics, read back from the device. UserError where one is not finite, or a number of the
-    algorithm's state: weights, and Adam's averages, where an infinite one freezes its weight without a sound. The batch is kept."""
+    algorithm's state: weights, and Adam's moments, where an infinite one freezes its weight without a sound. The batch is kept."""
     row = {name: value.item() for name, value in (t.info or {}).items()}
     state = t.algo.state_dict()
     broken = [k for k, v in row.items() if not math.isfinite(v)] or [k for k, w in tensors(state) if not w.isfinite().all()]
