@@ -1,4 +1,4 @@
-"""What README.md, PAPER.md and results/quick/README.md say of the code is true: names, tests, links, line counts, commands. (tools/own_task.md: test_own.py.)"""
+"""What README.md, PAPER.md and the READMEs of results/quick and results/ablations say of the code is true: names, tests, links, line counts, commands. (tools/own_task.md: test_own.py.)"""
 import ast
 import csv
 import importlib
@@ -10,12 +10,13 @@ import pytest
 from conftest import ROOT
 from tools import command_line
 
-README, PAPER, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "PAPER.md", "results/quick/README.md"))
+README, PAPER, *RESULTS = ((ROOT / name).read_text() for name in (
+    "README.md", "PAPER.md", "results/quick/README.md", "results/ablations/README.md"))
 MODULES = {name.split(".")[-1]: importlib.import_module(name) for name in (
     "drift", "policy", "critic", "topk", "dfp", "config", "train_online", "baselines.flow", "baselines.meanflow", "tools.curves", "tools.tables")}
 TESTS = [f"{path.name}::{node.name}" for path in (ROOT / "tests").glob("test_*.py")
          for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
-BLOCKS = re.findall(r"```bash\n(.*?)```", RESULTS + README, re.DOTALL)
+BLOCKS = re.findall(r"```bash\n(.*?)```", "".join(RESULTS) + README, re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 
 

@@ -1,4 +1,4 @@
-"""The command blocks of README.md and of results/quick, run as they are printed, by bash, in a copy of the project: with fewer steps, and less of all."""
+"""The command blocks of README.md, results/quick and results/ablations, run as they are printed, by bash, in a copy of the project: with fewer steps, and less of all."""
 import os
 import re
 import shutil
