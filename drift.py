@@ -27,12 +27,13 @@ def drift_field(x: Tensor, positives: Tensor, negatives: Tensor, *, bandwidth: f
     """V_{p,q}(x) of Eq. 3, exact, with the Gaussian kernel k(x, y) = exp(-|x - y|^2 / (2 h^2)).
 
     x [..., G, D], positives [..., P, D], negatives [..., M, D], bandwidth h > 0 in the units of x -> V [..., G, D].
-    Keeps the input's precision (float64 stays float64). Raises ValueError for h <= 0 or an empty side.
+    At least float32, float64 stays float64. Raises ValueError for h <= 0 or an empty side.
     """
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     if positives.shape[-2] == 0 or negatives.shape[-2] == 0:
         raise ValueError("drift_field needs at least one positive and one negative sample")
+    x, positives, negatives = (y.to(torch.promote_types(y.dtype, torch.float32)) for y in (x, positives, negatives))
 
     def mean_shift(y: Tensor) -> Tensor:
         # k(x, y_j) / sum_j k(x, y_j) is a softmax of -|x - y|^2 / 2h^2. Written so, a sample far from everything gets
@@ -82,7 +83,7 @@ def drift_loss(
     for name, y in (("positives", positives), ("negatives", negatives)):
         if y.dim() != 3 or y.shape[0] != generated.shape[0] or y.shape[2] != generated.shape[2]:
             raise ValueError(f"{name} {tuple(y.shape)} do not fit generated {tuple(generated.shape)}")
-    if positives.shape[1] == 0 or not temperatures or not all(t > 0 for t in temperatures):
+    if positives.shape[1] == 0 or not len(temperatures) or not all(t > 0 for t in temperatures):
         raise ValueError(f"needs at least one positive and temperatures above 0, got {positives.shape[1]} and {temperatures}")
     for name, w, y in (("generated", generated_weight, generated), ("positive", positive_weight, positives),
                        ("negative", negative_weight, negatives)):

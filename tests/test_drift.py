@@ -58,6 +58,14 @@ def test_field_is_finite_far_away():
     assert torch.isfinite(field).all() and torch.allclose(field, torch.tensor([[-1.0, -1.0]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_field_of_half_precision_is_computed_in_float32(dtype):
+    """x^2 / 2h^2 soon passes float16's 65504."""
+    x, positives, negatives = (points(9, 7, seed=seed, dtype=dtype) for seed in range(3))
+    field = drift_field(x, positives, negatives, bandwidth=0.005)
+    assert torch.equal(field, drift_field(x.float(), positives.float(), negatives.float(), bandwidth=0.005)) and field.isfinite().all()
+
+
 def test_remark1_field_follows_the_gradient_of_q():
     """pi_old = N(0, I), Q = g.a, so pi+ = N(g/alpha, I): V = h^2/(1+h^2) g/alpha, reached as samples grow (Eqs. 13, 14)."""
     g, alpha, h, x = torch.tensor([0.6, -0.3], dtype=torch.float64), 0.8, 0.7, points(20, 2, scale=0.5)
