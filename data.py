@@ -57,7 +57,8 @@ class ReplayBuffer:
         self.cuts = []                                     # online transitions after which an episode was abandoned
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
-        """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity given at the start is used up."""
+        """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity given at the start is
+        used up."""
         row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
         for name, value in zip(FIELDS, row):
             self.online[name][self.size - self.offline_size] = torch.as_tensor(value, dtype=torch.float32)

@@ -83,7 +83,7 @@ def drift_loss(
     for name, y in (("positives", positives), ("negatives", negatives)):
         if y.dim() != 3 or y.shape[0] != generated.shape[0] or y.shape[2] != generated.shape[2]:
             raise ValueError(f"{name} {tuple(y.shape)} do not fit generated {tuple(generated.shape)}")
-    if positives.shape[1] == 0 or not len(temperatures) or not all(t > 0 for t in temperatures):
+    if positives.shape[1] == 0 or not temperatures or not all(t > 0 for t in temperatures):
         raise ValueError(f"needs at least one positive and temperatures above 0, got {positives.shape[1]} and {temperatures}")
     for name, w, y in (("generated", generated_weight, generated), ("positive", positive_weight, positives),
                        ("negative", negative_weight, negatives)):

@@ -68,7 +68,8 @@ def task(name: str | Task) -> Task:
 
 def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
-    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry. UserError where the spaces are others."""
+    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry. UserError where
+    the spaces are others."""
     env = make()
     obs, action = env.observation_space, env.action_space
     if len(obs.shape or ()) != 1 or len(action.shape or ()) != 1:

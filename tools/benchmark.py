@@ -7,8 +7,8 @@
 Peak is the best square matrix product (1024 to 8192) of the same process with the same threads; work is counted from the
 shapes of the matrix products that run (torch's FlopCounterMode), so rate / peak says how much is left on the table. Modes
 are timed in turns, and the median is kept: on a shared machine only ratios within one run mean anything.
-Prints a table and writes <out>/benchmark.csv: what, method, mode, ms, gflop, rate (GFLOP/s, 1/s, or what the row says), peak, ratio. The ratio is
-rate / peak, or what the row says: time compiled / plain, a method's / DFP's, several seeds' / one's.
+Prints a table and writes <out>/benchmark.csv: what, method, mode, ms, gflop, rate (GFLOP/s, 1/s, or what the row
+says), peak, ratio. The ratio is rate / peak, or what the row says: time compiled / plain, a method's / DFP's, several seeds' / one's.
 """
 import argparse
 import contextlib

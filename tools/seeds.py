@@ -54,7 +54,7 @@ class Together:
         for name in NETWORKS:
             setattr(self, name, Stack([getattr(a, name) for a in algorithms]))
         self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=self.config.lr, fused=True)
-        self._share_averages()
+        self._share_moments()
         losses, fast = Losses(first), compiled if self.config.compile else lambda f: f
         one = lambda loss: lambda parameters, *batch: functional_call(losses, parameters, (loss, *batch))      # noqa: E731
         self.critic_loss, self.actor_loss = (fast(vmap(one(loss))) for loss in ("critic_loss", "actor_loss"))
@@ -63,7 +63,7 @@ class Together:
     def improving(self) -> bool:
         return self.algorithms[0].improving
 
-    def _share_averages(self) -> None:
+    def _share_moments(self) -> None:
         """Adam's moments of each algorithm, stacked; each keeps a view, for its state_dict()."""
         own = [[a.optimizer.state[p] for p in a.optimizer.param_groups[0]["params"]] for a in self.algorithms]
         for k, stacked in enumerate(self.optimizer.param_groups[0]["params"]):
