@@ -14,24 +14,42 @@ Axes: B states, E ensemble members, O observation, H chunk, D = H*A the flat chu
 """
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from policy import MLP
+from policy import MLP, gelu
 
 
 class Critic(nn.Module):
-    """E independent Q-functions. aggregate: "mean" (Table 5) or "min" (the field's usual, pessimistic choice)."""
+    """E independent Q-functions, each an MLP as the policy's with a LayerNorm behind every GELU. Their parameters lie in one
+    tensor a layer, so that each layer is one batched product: with such small networks the number of calls is what costs.
+
+    aggregate: "mean" (Table 5) or "min" (the field's usual, pessimistic choice).
+    """
 
     def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...] = (512,) * 4, ensemble: int = 2,
                  aggregate: str = "mean"):
         super().__init__()
-        self.members = nn.ModuleList(MLP(obs_dim + chunk_dim, hidden, 1, layer_norm=True) for _ in range(ensemble))
         self.aggregate = aggregate
+        members = [MLP(obs_dim + chunk_dim, hidden, 1).linears for _ in range(ensemble)]            # each with its own initial weights
+        self.weights = nn.ParameterList(torch.stack([linear.weight.detach().T for linear in layer])
+                                        for layer in zip(*members))                                 # [E, in, out]
+        self.biases = nn.ParameterList(torch.zeros(ensemble, 1, w.shape[2]) for w in self.weights)  # [E, 1, out]
+        self.gains = nn.ParameterList(torch.ones(ensemble, 1, h) for h in hidden)                   # LayerNorm's
+        self.offsets = nn.ParameterList(torch.zeros(ensemble, 1, h) for h in hidden)
 
     def forward(self, obs: Tensor, chunk: Tensor) -> Tensor:
-        """Every member's opinion: obs [..., O], chunk [..., D] -> [E, ...]. The MLP's trailing 1 is squeezed here:
-        (B, 1) minus (B,) would broadcast to (B, B) without a word."""
+        """Every member's opinion: obs [..., O], chunk [..., D] -> [E, ...]. No trailing 1 is left: (B, 1) minus (B,) would
+        broadcast to (B, B) without a word."""
         x = torch.cat([obs, chunk], dim=-1)
-        return torch.stack([member(x).squeeze(-1) for member in self.members])                      # [E, ...]
+        *axes, dim = x.shape
+        x = x.reshape(-1, dim).expand(len(self.biases[0]), -1, -1)                                  # [E, B, O+D]
+        for weight, bias, gain, offset in zip(self.weights, self.biases, self.gains, self.offsets):
+            x = gelu(torch.baddbmm(bias, x, weight))
+            # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
+            x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]
+        with torch.autocast(x.device.type, enabled=False):                    # in float32 for the policy's reason, see MLP
+            q = torch.baddbmm(self.biases[-1], x.to(self.biases[-1].dtype), self.weights[-1])       # [E, B, 1]
+        return q.reshape(-1, *axes)
 
     def value(self, obs: Tensor, chunk: Tensor) -> Tensor:
         """The ensemble's one value: obs [B, O], chunk [B, D] -> [B], or N candidates a state, [B, N, D] -> [B, N]."""

@@ -23,23 +23,19 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Linear -> GELU (-> LayerNorm) for each hidden layer, then one Linear. [..., in_dim] -> [..., out_dim]."""
+    """Linear -> GELU for each hidden layer, then one Linear. [..., in_dim] -> [..., out_dim]."""
 
-    def __init__(self, in_dim: int, hidden: tuple[int, ...], out_dim: int, layer_norm: bool = False):
+    def __init__(self, in_dim: int, hidden: tuple[int, ...], out_dim: int):
         super().__init__()
         sizes = (in_dim, *hidden, out_dim)
         self.linears = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes, sizes[1:]))
-        # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
-        self.norms = nn.ModuleList(nn.LayerNorm(h, eps=1e-6) for h in hidden) if layer_norm else None
         for linear in self.linears:
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, linear in enumerate(self.linears[:-1]):
+        for linear in self.linears[:-1]:
             x = gelu(linear(x))
-            if self.norms is not None:
-                x = self.norms[i](x)
         # The last layer always runs in float32: under autocast (candidate passes, see dfp.py) the hidden layers are
         # bf16, whose 8 bits of mantissa cannot tell Q = -100.0 from -100.4.
         with torch.autocast(x.device.type, enabled=False):

@@ -46,24 +46,17 @@ def named(z, prefix):
     return {key[len(prefix) + 1:]: value for key, value in z.items() if key.startswith(prefix + "/")}
 
 
-def pairs(mlp: MLP, arrays, member=None):
-    """(our parameter, recorded array in our layout) for each array of one MLP."""
-    pick = (lambda a: a) if member is None else (lambda a: a[member])
+def all_pairs(net, arrays):
+    """(our parameter, recorded array in our layout) for each array of a network."""
     for name, array in arrays.items():
         layer, part = name.split("/")
-        index = int(layer.lstrip("densorm"))
-        if layer.startswith("dense"):
-            linear = mlp.linears[index]
-            yield (linear.weight, pick(array).T) if part == "kernel" else (linear.bias, pick(array))
+        i = int(layer.lstrip("densorm"))
+        if isinstance(net, Critic):
+            ours = {"densekernel": net.weights, "densebias": net.biases, "normscale": net.gains, "normbias": net.offsets}
+            yield ours[layer.rstrip("0123456789") + part][i], array if part == "kernel" else array[:, None]
         else:
-            norm = mlp.norms[index]
-            yield (norm.weight if part == "scale" else norm.bias), pick(array)
-
-
-def all_pairs(net, arrays):
-    if isinstance(net, Critic):
-        return [pair for e, member in enumerate(net.members) for pair in pairs(member, arrays, e)]
-    return list(pairs(net.mlp, arrays))
+            linear = net.mlp.linears[i]
+            yield (linear.weight, array.T) if part == "kernel" else (linear.bias, array)
 
 
 def fill(net, arrays):
@@ -173,15 +166,21 @@ def test_initial_values(golden, kind):
     """Xavier-uniform for each member, zero biases: bounds and spread per layer as recorded."""
     z = golden("networks")
     fan_in, fan_out = z[f"init/{kind}_fan_in"].tolist(), z[f"init/{kind}_fan_out"].tolist()
-    mlps = [MLP(fan_in[0], tuple(fan_in[1:]), fan_out[-1], layer_norm=kind == "critic") for _ in range(20)]
-    for i, (a, b) in enumerate(zip(fan_in, fan_out)):
-        weights = torch.stack([m.linears[i].weight for m in mlps])
+    if kind == "critic":
+        critic = Critic(3, fan_in[0] - 3, tuple(fan_in[1:]), ensemble=20)
+        weights, biases = list(critic.weights), list(critic.biases)
+        assert all((gain == 1).all() and (offset == 0).all() for gain, offset in zip(critic.gains, critic.offsets))
+    else:
+        mlps = [MLP(fan_in[0], tuple(fan_in[1:]), fan_out[-1]) for _ in range(20)]
+        weights = [torch.stack([linear.weight.T for linear in layer]) for layer in zip(*(m.linears for m in mlps))]
+        biases = [torch.stack([linear.bias for linear in layer]) for layer in zip(*(m.linears for m in mlps))]
+    for i, (a, b, weight, bias) in enumerate(zip(fan_in, fan_out, weights, biases, strict=True)):
         bound = (6 / (a + b)) ** 0.5
-        assert weights.shape[1:] == (b, a)
-        assert 0.9 * bound < weights.abs().max() <= bound
+        assert weight.shape == (20, a, b) and len(weight.flatten(1).unique(dim=0)) == 20
+        assert 0.9 * bound < weight.abs().max() <= bound
         assert z[f"init/{kind}_kernel_absmax"][i] <= bound * (1 + 1e-6)
-        assert abs(weights.std() - bound / 3**0.5) < 0.1 * bound
-        assert all(m.linears[i].bias.abs().max() == 0 for m in mlps)
+        assert abs(weight.std() - bound / 3**0.5) < 0.1 * bound
+        assert bias.abs().max() == 0
     assert z[f"init/{kind}_bias_absmax"].abs().max() == 0
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from config import UserError
 
-FORMAT = 2           # of checkpoints; raised when an older one can no longer be read
+FORMAT = 3           # of checkpoints; raised when an older one can no longer be read
 
 
 def beside(path: Path, suffix: str) -> Path:
