@@ -4,9 +4,11 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
     y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]       (Eq. 1)
 
-m = 0 once the task has *terminated* inside the chunk (nothing follows); running into a time limit keeps m = 1. The
-H-step return is unbiased although the data are off-policy, because Q is asked about exactly the chunk that was executed
-(Li et al., "Q-chunking", arXiv 2507.07969). a' is the best of N' policy samples, see topk.py.
+m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in
+which the episode ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by
+the chunks that end with it. The H-step return is unbiased although the data are off-policy, because Q is asked about
+exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here, as in
+the released code, a' is the best of N' samples, see topk.py.
 
 Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
 
@@ -60,8 +62,8 @@ class Critic(nn.Module):
 
 
 def chunk_return(rewards: Tensor, discount: float) -> Tensor:
-    """sum_{i<H} gamma^i r_{t+i}: rewards [..., H] -> [...]. Chunks that an episode's end cuts short are not cut here:
-    their `valid` flag is 0 and td_loss ignores them."""
+    """sum_{i<H} gamma^i r_{t+i}: rewards [..., H] -> [...]. All H rewards, even where the episode ended before: such chunks
+    have `valid` = 0, and td_loss drops them."""
     return rewards @ (discount ** torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device))
 
 

@@ -2,7 +2,8 @@
 
 Both stages run the same update. Offline, L = L_BC: the data's actions are the positives. Online, L = L_BC + lambda
 L_topK: one more set of positives, the critic's favourites among what the slowly moving pi_old proposes. BC keeps the
-policy where the critic knows something, top-K moves it uphill; both push the *same* generated samples.
+policy where the critic knows something, top-K moves it uphill; both push the *same* generated samples. (Table 8's pure
+offline setting has L_topK from the first step on, and a pi_old that averages from the initial weights.)
 
     paper                     here                          paper                     here
     f_theta(eps, s)           self.actor                    Q_phi                     self.critic
@@ -97,7 +98,7 @@ class DFP:
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
     def descend(self, loss: Tensor) -> None:
-        """One step of Adam on a loss [], and of the averages."""
+        """One step of Adam on a loss [], and one of each average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
@@ -166,7 +167,7 @@ class DFP:
         """obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
 
         generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of the
-        other rows. best_of: None = the method's N', 1 = the raw policy. choose: what stands in for self.choose.
+        other rows. best_of: None = the method's N', 1 = the raw policy. choose: what stands in for self.choose (its CUDA graph).
         """
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         shape = (best_of or self.config.best_of, self.chunk_dim)

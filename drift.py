@@ -61,20 +61,22 @@ def drift_loss(
     generated  [B, G, D]  x = f_theta(noise, s), carries the gradient; it is also the negative set, q = pi_theta
     positives  [B, P, D]  samples of the target p, for each state its own
     negatives  [B, M, D]  further samples to move away from, or None
-    temperatures          kernel widths R as a share of the batch's mean distance; their forces are added. A small one
-                          sharpens, a large one reaches samples that are still far away.
+    temperatures          kernel widths R (Table 5's h) as shares of the batch's mean distance; their forces are added. A small
+                          one sharpens, a large one reaches samples that are still far away: with many positives a state
+                          include one of 1 or more, or all samples may collapse onto the mean (README, a picture).
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
                           for chunk steps that lie past an episode's end.
     *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance
-    that serves as unit of length, and "force_rms_<R>", the root mean square of each
-    temperature's force before it is normalised. Raises ValueError where shapes do not fit, for no positive and for a
-    temperature that is not above 0. Runs in float32 under autocast; float64 inputs stay float64.
+    that serves as unit of length, and "force_rms_<R>", the root mean square of each temperature's force before it is
+    normalised. Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs
+    in float32 under autocast; float64 inputs stay float64.
 
-    The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the
-    force is divided by its own size), with T temperatures it is at most T^2, and below T only where their forces oppose each
-    other. Where samples have arrived, forces do not vanish but average out over batches. Watch the samples, and force_rms.
+    The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the force
+    is divided by its own size, unless that is below 1e-4), with n of them at most n^2, and below n only where their forces
+    oppose each other. Where samples have arrived, forces do not vanish but average out over batches. Watch the samples:
+    their distance to the data and their spread. force_rms tells as little: it is also small where all have collapsed.
     """
     if generated.dim() != 3 or positives.dim() != 3:
         raise ValueError(f"expected [B, G, D] and [B, P, D], got {tuple(generated.shape)} and {tuple(positives.shape)}")
@@ -152,7 +154,7 @@ def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
         F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+-_i the sums of A_i over each side
             = S+_i S-_i (V+ - V-):  Eq. 3 with kernel A, times a gate.
 
-    They sum to zero for each i, as V+ - V- does: attraction and repulsion are always of one strength.
+    They sum to zero for each i, as those of V+ - V- do: attraction and repulsion have equal totals.
     """
     repel, attract = affinity[..., :num_negatives], affinity[..., num_negatives:]
     return torch.cat([-repel * attract.sum(-1, keepdim=True), attract * repel.sum(-1, keepdim=True)], dim=-1)

@@ -57,7 +57,7 @@ def sample(actor: Actor, obs: Tensor, noise: Tensor) -> Tensor:
     """n actions for each state: obs [B, O], noise [B, n, D] -> [B, n, D] in [-1, 1].
 
     Clipping, and not tanh, as in the released code. It has a price to know of: a coordinate outside the bounds gets no
-    gradient, from any loss, until the others pull it back in.
+    gradient, from any loss, until what other samples and coordinates change brings it back in.
     """
     obs = obs[:, None].expand(-1, noise.shape[1], -1)                                               # [B, n, O]
     return actor(obs, noise).clamp(-1, 1)

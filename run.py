@@ -59,6 +59,12 @@ def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
     return Path(config.out) / config.task / config.method / data_kind / ",".join([config.preset, *extra]) / f"seed{config.seed}"
 
 
+def data_of_unfinished(config: Config, given: set[str]) -> str:
+    """--data auto of a run that goes on means the data it began with, whichever hosts answer by now."""
+    begun = [kind for kind in ("official", "generated") if (folder_of(config, given, kind) / "config.json").exists()]
+    return begun[0] if config.resume and config.data == "auto" and len(begun) == 1 else config.data
+
+
 def _plain(value) -> str:
     return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -1,7 +1,7 @@
 """Policy improvement by selection: the top K of N candidates are the positives  (Eqs. 15, 16).
 
-The improved policy pi+ = pi_old exp(Q / alpha) / Z (Eqs. 10-12) cannot be sampled. Its stand-in can: draw N actions
-from pi_old, keep the K that the critic likes best,
+The improved policy pi+ = pi_old exp(Q / alpha) / Z (Eqs. 10-12; the smaller alpha, the greedier) cannot be sampled. Its
+stand-in can: draw N actions from pi_old, keep the K that the critic likes best,
 
     P_K(s) = the K of a^(1..N) ~ pi_old(.|s) with the highest Q_phi(s, a^(j))                              (Eq. 15)
     L_topK(theta) = L_drift(theta; P_K, pi_theta)                                                          (Eq. 16)

@@ -41,6 +41,7 @@ def prepare(config: Config, given: set[str], first=None):
     set_precision(config)
 
     task = envs.task(config.task)
+    config = dataclasses.replace(config, data=run_module.data_of_unfinished(config, given))
     dataset, source = (first.dataset, first.run.source) if first else data.load(config)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")

@@ -288,6 +288,15 @@ def test_every_task_runs(task, tmp_path):
     assert len(rows(next(tmp_path.glob("runs/*/*/*/*/seed0")), "eval.csv")) == 3
 
 
+def test_a_run_that_goes_on_keeps_its_data(home, tmp_path, monkeypatch):
+    """--data auto fetched nothing when it began; a host that answers by now must not make another run of it."""
+    script("train_online.py", tmp_path, home, "--online-steps 20")
+    monkeypatch.setattr("data.fetch", lambda *_: pytest.fail("looked for official data"))
+    output = script("train_online.py", tmp_path, home, "--online-steps 40 --data auto --resume")
+    assert "data: generated" in output and "done" in output
+    assert [p.name for p in (tmp_path / "runs/cube-single-task2/dfp").iterdir()] == ["generated"]
+
+
 def test_a_set_in_many_files_trains(generated, tmp_path, monkeypatch):
     """cube-quadruple's way of coming, with cube-single's data: official files in another project's folder, as many as asked for."""
     from tools import fetch

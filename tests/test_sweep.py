@@ -251,7 +251,7 @@ def test_dry_run(here, capsys):
     assert estimate.startswith("about 20.90 hours of work, 10.45 with 2 at a time, by bench.csv")      # 5.46 + 4.39, 4.39, 2.27 + 4.39
     assert swept(f"{words} --benchmark bench.csv --jobs 9") == 0 and ", 9.85 with 3 at a time" in capsys.readouterr()[0]
     assert swept(f"{words} --benchmark bench.csv --methods qc-fql") == 0 and "bench.csv has no times of qc-fql" in capsys.readouterr()[0]
-    assert swept(words) == 0 and "no estimate of hours: this machine, without results/benchmark.csv," in capsys.readouterr()[0]
+    assert swept(words) == 0 and "no estimate of hours: results/benchmark.csv is missing" in capsys.readouterr()[0]
     (here / "bench.csv").rename(here / "results/benchmark.csv") if (here / "results").mkdir() is None else None
     assert swept(words) == 0 and "by results/benchmark.csv" in capsys.readouterr()[0]
     assert not (here / "runs/sweep").exists() and not said()

@@ -81,7 +81,7 @@ def draw(points, path) -> None:
     for axes in list(grid.flat)[len(panels):]:
         axes.remove()
     grid[0][0].set_ylabel("success %")
-    figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here; band: 95 % over seeds; thin: each of two, where few methods.\n"
+    figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here, the mean; band: 95 % over three seeds or more; thin: each of two.\n"
                      "Dashed: the paper's, official data, 1M + 1M steps", fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)

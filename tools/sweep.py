@@ -119,8 +119,8 @@ def show(groups: list, at_a_time: int, benchmark: Path | None) -> None:
         print(f"{p.state:9}  {p.name:30}  {p.folder}" + (f"  step {p.step:,}" if p.step else "") + (f"  {h:.2f} h" if h else ""))
     print(", ".join(f"{sum(p.state == state for p in left)} {state}" for state in ("done", "to resume", "to start")))
     if lacking := dict.fromkeys(p.config.method for p, h in left.items() if h is None):
-        print(f"no estimate of hours: {benchmark or 'this machine, without results/benchmark.csv,'} has no times of {', '.join(lacking)} "
-              "as these runs compute; python -m tools.benchmark makes such a table")
+        why = f"{benchmark} has no times of {', '.join(lacking)} as these runs compute" if benchmark else "results/benchmark.csv is missing"
+        print(f"no estimate of hours: {why}; python -m tools.benchmark makes such a table")
     elif any(left.values()):
         chains = [sum(left[p] for p in group) for group in groups]
         print(f"about {sum(chains):.2f} hours of work, {max(sum(chains) / at_a_time, *chains):.2f} with {at_a_time} at a time, by {benchmark}: "

@@ -192,7 +192,7 @@ def markdown(rows, aggregates, left) -> str:
             text += [f"## Table {table}: {title}" + (f" ({block})" if block else " (the paper's; no runs yet)"), ""]
             text += pivot(table, [row for row in rows if (row["table"], row["block"]) == (table, block)], theirs) + [""]
     text += ["## Over tasks", "", "Interquartile mean over seeds and tasks at the end of the online stage, 95 % intervals from 10,000 bootstrap samples "
-             "stratified by task. With few seeds they are too narrow.", ""]
+             "stratified by task. With few seeds they are too narrow. Every task counts with as many seeds, its first, as the one with the fewest has.", ""]
     if not aggregates:
         text += ["No method has finished two tasks of one block yet.", ""]
     show = lambda r, n: f"{r[n]:.1f}" + (f" [{r[n + '_low']:.1f}, {r[n + '_high']:.1f}]" if r[n + "_low"] != "" else "")    # noqa: E731
