@@ -46,11 +46,11 @@ class Critic(nn.Module):
         *axes, dim = x.shape
         x = x.reshape(-1, dim).expand(len(self.biases[0]), -1, -1)                                  # [E, B, O+D]
         for weight, bias, gain, offset in zip(self.weights, self.biases, self.gains, self.offsets):
-            x = gelu(torch.baddbmm(bias, x, weight))
+            x = gelu(x @ weight + bias)
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
             x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]
         with torch.autocast(x.device.type, enabled=False):                    # in float32 for the policy's reason, see MLP
-            q = torch.baddbmm(self.biases[-1], x.to(self.biases[-1].dtype), self.weights[-1])       # [E, B, 1]
+            q = x.to(self.weights[-1].dtype) @ self.weights[-1] + self.biases[-1]                   # [E, B, 1]
         return q.reshape(-1, *axes)
 
     def value(self, obs: Tensor, chunk: Tensor) -> Tensor:
