@@ -11,10 +11,10 @@ import pytest
 from conftest import ROOT
 from test_docs import BLOCKS
 
-# Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs that name a run's folder
-# stay as they are with --preset quick, because later commands look for it there.
+# Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs given by hand name a
+# run's folder, so that what evaluates one has to look for it.
 LESS = f"""#!{sys.executable}
-import os, sys
+import glob, os, sys
 words = sys.argv[1:]
 what = words[1] if words[0] == "-m" else words[0]
 def less(text):
@@ -27,13 +27,11 @@ if "--film" in words:                                            # not every mac
 if what in ("train_online.py", "train_offline.py", "tools.sweep") and "--help" not in words:
     less(size + " --no-compile --device cpu --workers 2 --threads 1 --eval-every 100000 --eval-episodes 1 --offline-steps 10")
     less("--seeds 0 --cluster local" if what == "tools.sweep" else "--seeds 2" if "--seeds" in words else "")
-    if what != "train_offline.py":
-        less("--online-steps 505" if "quick" in words else "--online-steps 12")
+    less("--hidden 16 --batch-size 8" + " --online-steps 12 --warmup 5" * (what != "train_offline.py"))
     if what != "tools.sweep":
         less("--resume")                                         # several lines name the same run
-    if "quick" not in words:
-        less("--hidden 16 --batch-size 8" + " --warmup 10" * (what != "train_offline.py"))
 elif what == "evaluate.py":
+    words[1] = glob.glob(words[1].replace("/quick/", "/quick*/"))[0]
     less("--episodes 1 --workers 1")
 elif what == "data.py":
     less(size + " --check 1" * ("--check" in words))
