@@ -53,9 +53,10 @@ def draw(points, path) -> None:
     ours = [p for p in points if p["source"] == "here"]
     condition = lambda p: (p["task"], p["data"], p["setting"], p["offline"], p["online"])                       # noqa: E731
     panels = list(dict.fromkeys(map(condition, ours)))
-    columns = min(4, len(panels))
-    figure, grid = plt.subplots(-(-len(panels) // columns), columns, squeeze=False, sharey=True, layout="constrained",
-                                figsize=(max(3.6 * columns, 5.4), 3.6 * -(-len(panels) // columns)))
+    rows = -(-len(panels) // 4)                                  # of at most four panels, about as many in each
+    columns = -(-len(panels) // rows)
+    figure, grid = plt.subplots(rows, columns, squeeze=False, sharey=True, layout="constrained",
+                                figsize=(max(3.6 * columns, 5.4), 3.6 * rows))
     for axes, (task, data, setting, offline, online) in zip(grid.flat, panels):
         here = [p for p in ours if condition(p) == (task, data, setting, offline, online)]
         comparable = not setting.startswith("offline-rl")        # Figure 1 has no pure offline RL
