@@ -4,11 +4,11 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
     y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]       (Eq. 1)
 
-m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in
-which the episode ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by
-the chunks that end with it. The H-step return is unbiased although the data are off-policy, because Q is asked about
-exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here, as in
-the released code, a' is the best of N' samples, see topk.py.
+m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in which the episode
+ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by the chunks that
+end with it. The H-step return is unbiased although the data are off-policy, because Q is asked about exactly the chunk that
+was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here, as in the released code, a'
+is the best of N' samples, see topk.py.
 
 Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
 
