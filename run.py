@@ -59,10 +59,9 @@ def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
     return Path(config.out) / config.task / config.method / data_kind / ",".join([config.preset, *extra]) / f"seed{config.seed}"
 
 
-def data_of_unfinished(config: Config, given: set[str]) -> str:
-    """--data auto of a run that goes on means the data it began with, whichever hosts answer by now."""
-    begun = [kind for kind in ("official", "generated") if (folder_of(config, given, kind) / "config.json").exists()]
-    return begun[0] if config.resume and config.data == "auto" and len(begun) == 1 else config.data
+def kind_begun(config: Config, given: set[str], kinds=("official", "generated")) -> str | None:
+    """The first of these kinds of data that a run of this config has begun with."""
+    return next((kind for kind in kinds if (folder_of(config, given, kind) / "config.json").exists()), None)
 
 
 def _plain(value) -> str:

@@ -41,7 +41,8 @@ def prepare(config: Config, given: set[str], first=None):
     set_precision(config)
 
     task = envs.task(config.task)
-    config = dataclasses.replace(config, data=run_module.data_of_unfinished(config, given))
+    if config.resume and config.data == "auto":                  # means the data it began with, whichever hosts answer by now
+        config = dataclasses.replace(config, data=run_module.kind_begun(config, given) or "auto")
     dataset, source = (first.dataset, first.run.source) if first else data.load(config)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")

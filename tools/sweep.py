@@ -52,9 +52,8 @@ class Planned:
         """Its folder, the step it has come to, and whether it is done, to resume or to start."""
         c, self.state, self.step = self.config, "to start", 0
         kinds = ["official", "generated"] if c.data == "auto" else [c.data if c.data in SOURCES else data.own_kind(c.data)]
-        folders = {kind: run.folder_of(c, self.given, kind) for kind in kinds}
-        self.kind = next((kind for kind, folder in folders.items() if (folder / "config.json").exists()), None)
-        self.folder = folders[self.kind or kinds[-1]]
+        self.kind = run.kind_begun(c, self.given, kinds)
+        self.folder = run.folder_of(c, self.given, self.kind or kinds[-1])
         if self.kind:
             trained, evaluated = ([int(row["step"]) for row in run.read_rows(self.folder / name)] for name in ("train.csv", "eval.csv"))
             begun = run.read_config(self.folder)[0]
