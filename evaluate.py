@@ -7,7 +7,7 @@ from pathlib import Path
 
 import run
 from config import UserError
-from tools import command_line
+from tools import command_line, rows
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     import envs                                            # after the renderer is chosen: mujoco looks only once
     policy = run.load(args.run)
     table = Path(args.run) / "evaluate.csv"
-    run.read_rows(table)                                   # is refused now, not after an hour, where it is no such table
+    rows.read_rows(table)                                  # is refused now, not after an hour, where it is no such table
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
     evaluator = envs.Evaluator(policy.config.task, policy.config.chunk, args.workers or os.cpu_count())
@@ -40,7 +40,7 @@ def main() -> None:
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
     row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
-    run.append_row(table, {k: row[k] for k in run.COLUMNS[table.name]})                 # kept for tools/report.py
+    rows.append_row(table, {k: row[k] for k in rows.COLUMNS[table.name]})               # kept for tools/report.py
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from config import METHODS, TASKS, build
 from data import FIELDS, ReplayBuffer
 from test_dfp import A, OBS
 from tools import graph
+from tools.rows import read_rows
 from tools.seeds import Together
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -144,7 +145,7 @@ def test_both_stages_on_the_gpu(tmp_path):
     finally:
         del envs.TABLE["toy"]
         TASKS.remove("toy")
-    first, *others = [run.read_rows(folder / "train.csv") for folder in folders]
+    first, *others = [read_rows(folder / "train.csv") for folder in folders]
     for other in others:
         other = {row["step"]: row for row in other}
         for row in first:

@@ -12,6 +12,7 @@ from scipy import stats
 import config
 import run
 from tools import command_line, curves, report, results, tables
+from tools.rows import EVAL_COLUMNS
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +35,7 @@ def make(folder, task="lift", method="dfp", seed=0, ends=(0.5, 0.9), preset="qui
                                                   if c.online_steps else {})
     with open(out / "eval.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(run.EVAL_COLUMNS)
+        writer.writerow(EVAL_COLUMNS)
         writer.writerows((step, "offline" if step <= c.offline_steps else "online", success, 50, 100.0, -100.0, 1.5 + step)
                          for step, success in steps.items() if until is None or step <= until)
     if raw is not None:

@@ -29,10 +29,11 @@ from config import UserError, build
 from data import ReplayBuffer
 from test_scripts import script
 from tools import checkpoints, demos, states
+from tools.rows import EVAL_COLUMNS, read_rows, write_rows
 
 CONFIG = dict(task="lift", preset="quick", hidden=8, layers=2, batch_size=4, offline_steps=3, online_steps=50, warmup=1, resume=True, compile=False)
 OBS, ACTION = 19, 7
-EVALUATION = dict(zip(run.EVAL_COLUMNS, (3, "offline", 0.5, 2, 7.5, -7.5, 1.25)))
+EVALUATION = dict(zip(EVAL_COLUMNS, (3, "offline", 0.5, 2, 7.5, -7.5, 1.25)))
 
 
 def parts(one_run, stage="offline"):
@@ -445,22 +446,22 @@ def test_table_mutants(tmp_path, one_run, times):
     for name in ("train.csv", "eval.csv"):
         path, original = tmp_path / name, one_run.rows(name)
         original += [original[-1] | dict(step=str(9 + i)) for i in range(2)]                              # at least three rows
-        run.write_rows(path, original, original[0])
+        write_rows(path, original, original[0])
         good = path.read_bytes()
-        assert run.read_rows(path) == original
+        assert read_rows(path) == original
         for edit in EDITS:
             with contextlib.suppress(ValueError):                                                          # a column that this table lacks
                 path.write_bytes(edit(good.decode()).encode(errors="surrogatepass"))
                 with pytest.raises(UserError, match="cannot be read") as error:
-                    run.read_rows(path)
+                    read_rows(path)
                 assert one_line(error)
         for cut in (1, 5, 20):                                                                             # a last line cut short
             path.write_bytes(good[:-cut])
-            assert run.read_rows(path) == original[:-1]
+            assert read_rows(path) == original[:-1]
         for _ in range(25 * times):
             path.write_bytes(damaged(good, draw))
             try:
-                rows = run.read_rows(path)
+                rows = read_rows(path)
             except UserError as error:
                 assert one_line(error)
                 continue
@@ -542,7 +543,7 @@ def test_run_on_a_full_disk_stops_and_goes_on(where, nth, undisturbed, small_dis
     os.remove(disk / "filler")
     script("train_online.py", tmp_path, home, words + " --resume")
     again = next(disk.glob("runs/*/*/*/*/seed0"))
-    assert run.read_rows(again / "train.csv") == run.read_rows(undisturbed / "train.csv")
+    assert read_rows(again / "train.csv") == read_rows(undisturbed / "train.csv")
     one, two = (run.read(folder / "checkpoint.pt") for folder in (again, undisturbed))
     assert plain(one["algorithm"]) == plain(two["algorithm"]) and one["online"] == two["online"]
 

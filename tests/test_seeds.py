@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import envs
-import run
 import toy
 import train_online
 from config import TASKS
 from dfp import DFP
 from test_baselines import B, batch_for, make
+from tools.rows import read_rows
 from tools.seeds import NETWORKS, Together
 
 
@@ -80,7 +80,7 @@ def train(tmp_path):
 
 
 def numbers(folder, name):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.read_rows(folder / name)]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder / name)]
 
 
 def test_runs_in_lock_step_equal_single_ones(train):

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import config
 import run
 from config import UserError
+from tools.rows import EVAL_COLUMNS, read_rows
 
 PAPER = Path(__file__).resolve().parent.parent / "results/paper"
-COLUMNS = ("task", "method", "data", "checksum", "setting", "knobs", "seed", "offline_steps", "online_steps", "best_of", *run.EVAL_COLUMNS)
+COLUMNS = ("task", "method", "data", "checksum", "setting", "knobs", "seed", "offline_steps", "online_steps", "best_of", *EVAL_COLUMNS)
 NEWER = ("checksum", "knobs", "online_steps")                    # columns that a runs.csv of an earlier version lacks
 
 
@@ -73,7 +74,7 @@ def collect(folders) -> tuple[list[dict], list[Path]]:
                      setting=",".join(filter(None, [c.preset, less(plain(c), plain(preset(c.task, c.method, c.preset)))])),
                      knobs=less(plain(c), plain(preset(c.task, c.method, "paper"))), seed=c.seed,
                      offline_steps=c.offline_steps, online_steps=c.online_steps, best_of=c.best_of)
-        found = [row for name in ("eval.csv", "evaluate.csv") for row in run.read_rows(path.parent / name)]
+        found = [row for name in ("eval.csv", "evaluate.csv") for row in read_rows(path.parent / name)]
         rows += [parsed(about | {k: v for k, v in row.items() if k in COLUMNS}, path.parent) for row in found]
         silent += [] if found else [path.parent]
     return rows, silent
@@ -96,7 +97,7 @@ def share(text: str) -> float:
 
 
 def read_csv(path: Path) -> list[dict]:
-    """Any table by column name, as text: the paper's, or a report's own. (Of runs: run.read_rows, which knows what to expect.)"""
+    """Any table by column name, as text: the paper's, or a report's own. (Of runs: rows.read_rows, which knows what to expect.)"""
     with open(path, newline="", errors="replace") as file:
         return list(csv.DictReader(file))
 

@@ -31,6 +31,7 @@ import run
 import train_online
 from config import METHODS, SOURCES, UserError
 from tools import command_line, report, results
+from tools.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,7 +56,7 @@ class Planned:
         self.kind = run.kind_begun(c, self.given, kinds)
         self.folder = run.folder_of(c, self.given, self.kind or kinds[-1])
         if self.kind:
-            trained, evaluated = ([int(row["step"]) for row in run.read_rows(self.folder / name)] for name in ("train.csv", "eval.csv"))
+            trained, evaluated = ([int(row["step"]) for row in read_rows(self.folder / name)] for name in ("train.csv", "eval.csv"))
             begun = run.read_config(self.folder)[0]
             done = c.offline_steps + c.online_steps in evaluated and begun.offline_steps == c.offline_steps
             done = done and (begun.online_steps == c.online_steps if c.online_steps else (self.folder / "offline.pt").exists())
@@ -255,7 +256,7 @@ def main() -> None:
             timeout_min=int(60 * args.slurm_hours), gpus_per_node=args.slurm_gpus or None, slurm_partition=args.slurm_partition,
             cpus_per_task=args.slurm_cpus, slurm_srun_args=[f"--cpus-per-task={args.slurm_cpus}"]) if slurm else dict(timeout_min=10**7))
         failed = work(executor, left, slots, workers, logs)
-    if begun := [str(p.folder) for p in runs if run.read_rows(p.folder / "eval.csv")]:
+    if begun := [str(p.folder) for p in runs if read_rows(p.folder / "eval.csv")]:
         report.main([*begun, "--out", args.report])
     for p in filter(failed.get, runs):
         print(f"failed: {p.name}: {failed[p]}  ({logs}/{p.name}.log)", file=sys.stderr)
