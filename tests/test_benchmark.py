@@ -38,3 +38,15 @@ def test_work_is_counted_from_the_shapes():
     trained = lambda weights: 3 * weights - first                # noqa: E731  no gradient is asked of the inputs
     passes = 2 * (best_of * critic + critic + trained(critic)) + best_of * actor + generated * trained(actor)
     assert found == pytest.approx(2e-9 * batch * passes, rel=0.02)          # and the drift's own distances
+
+
+def test_profile_parts_make_up_the_update(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "simulator_seconds", lambda _: 0.5)
+    monkeypatch.setattr(sys, "argv", "benchmark --profile --task lift --preset quick --device cpu --repeat 2".split())
+    benchmark.main()
+    ms = {what: float(t) for line in capsys.readouterr().out.splitlines() if " ms  " in line for t, what in [line.split(" ms  ")]}
+    assert ms.pop("simulator, in a process of its own, while the update runs") == 500
+    assert ms.pop("1/5 of choosing a chunk") > 0
+    whole, parts = ms.pop("update"), [what.strip() for what in ms]
+    assert parts == [f"of it {what}" for what in ("batch", "noise", "critic's loss", "actor's loss", "backward pass, averages, Adam")]
+    assert 0.5 * whole < sum(ms.values()) < whole + 0.03 and min(ms.values()) > 0        # what is left is the summing of two losses

@@ -56,6 +56,12 @@ def seconds(function, device, times: int) -> float:
     return statistics.median(taken)
 
 
+def now(cuda: bool) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def peaks(device, largest: int) -> dict[str, float]:
     """GFLOP/s of the best square matrix product, by precision."""
     best = {}
@@ -162,24 +168,31 @@ def seeds(args, ones, add) -> None:
         add(f"{stage} update, {count} seeds / one", "dfp", mode, ratio=times[1] / times[0])
 
 
+def acting_seconds(algo, c) -> float:
+    act, obs, generator = graph.acting(algo), np.zeros((1, envs.task(c.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
+    return seconds(lambda: act(obs, generator).cpu(), algo.device, 50)
+
+
 def acting(args, add) -> None:
     times = {}
     for method in args.methods:
         c = config.build(dict(task=args.task, method=method, preset=args.preset))
-        algo = algorithm(c, args.device, False)
-        act, obs, generator = graph.acting(algo), np.zeros((1, envs.task(c.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
-        step = lambda: act(obs, generator).cpu()                 # noqa: E731, B023
-        times[method] = seconds(step, args.device, 50)
+        times[method] = acting_seconds(algorithm(c, args.device, False), c)
         add(f"act, best of {c.best_of}", method, "auto", times[method])
     compare("act", times, "auto", add, "action_ms")
 
 
+def simulator_seconds(task: str) -> float:
+    env, zero = envs.make(task), np.zeros(envs.task(task).action_dim, np.float32)
+    env.reset(seed=0)
+    taken = seconds(lambda: env.step(zero), torch.device("cpu"), 100)
+    env.close()
+    return taken
+
+
 def simulating(args, add) -> None:
     c = config.build(dict(task=args.task))
-    env, zero = envs.make(c.task), np.zeros(envs.task(c.task).action_dim, np.float32)
-    env.reset(seed=0)
-    add("simulator step", "-", "one process", seconds(lambda: env.step(zero), torch.device("cpu"), 100))
-    env.close()
+    add("simulator step", "-", "one process", simulator_seconds(c.task))
     algo, _, _ = build(args, "dfp", False, compile=False)
     evaluator = envs.Evaluator(c.task, c.chunk, args.workers)
     evaluator(algo.act, args.workers)                            # starts the processes
@@ -192,16 +205,44 @@ def simulating(args, add) -> None:
 
 
 def profile(args) -> None:
+    """Where an online step's time goes: its parts, then the operations of its update, compiled as in training."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
-    _, step, _ = build(args, args.methods[0], True, compile=False)
-    for _ in range(3):
-        step()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (args.device.type == "cuda")
-    with record(activities=activities) as recorded:
-        for _ in range(5):
+    cuda = args.device.type == "cuda"
+    c = config.build(dict(task=args.task, method=args.methods[0], preset=args.preset))
+    train_offline.set_precision(c)
+    algo, buffer, generator = algorithm(c, args.device, True), example(c, args.device), torch.Generator(args.device).manual_seed(0)
+    parts = dict(draw_noise="noise", critic_loss="critic's loss", actor_loss="actor's loss", descend="backward pass, averages, Adam")
+    spent = dict.fromkeys(("update", "batch", *parts.values()), 0.0)
+
+    def timed(what, function):
+        def call(*inputs):
+            begin = now(cuda)
+            result = function(*inputs)
+            spent[what] += (now(cuda) - begin) / args.repeat
+            return result
+        return call
+    for name, what in parts.items():
+        setattr(algo, name, timed(what, getattr(algo, name)))
+    sample = timed("batch", lambda: buffer.sample(c.batch_size, generator))
+    step = timed("update", lambda: algo.update(sample()))
+
+    def steps():
+        spent.update(dict.fromkeys(spent, 0.0))
+        for _ in range(args.repeat):
             step()
-    print(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+    steps()                                                      # compiles
+    steps()
+    print(f"an online step of {c.method} on {c.task}, {args.device}:" + " each part waited for, where training has one CUDA graph" * cuda)
+    with contextlib.suppress(ImportError):
+        print(f"{1e3 * simulator_seconds(c.task):9.2f} ms  simulator, in a process of its own, while the update runs")
+    print(f"{1e3 * acting_seconds(algo, c) / c.chunk:9.2f} ms  1/{c.chunk} of choosing a chunk")
+    for what, t in spent.items():
+        print(f"{1e3 * t:9.2f} ms  {'' if what == 'update' else '  of it '}{what}")
+    with record(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as recorded:
+        steps()
+    print(f"the operations of {args.repeat} updates:")
+    print(recorded.key_averages().table(sort_by=f"self_{args.device.type}_time_total", row_limit=20, max_name_column_width=40))
 
 
 def main() -> None:
