@@ -13,6 +13,7 @@ offline setting has L_topK from the first step on, and a pi_old that averages fr
 Axes: B states, N candidates, K positives, G generated, H chunk, A action, D = H*A the flat chunk, O observation.
 """
 import copy
+import functools
 
 import torch
 from torch import Tensor
@@ -33,11 +34,16 @@ def compiled(function):
             return function(*args)
         try:
             return fast(*args)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:                 # torch raises many kinds; the function's own faults come up again below
-            print(f"torch.compile does not work here ({type(error).__name__}); going on without it, as --no-compile would")
+            say_once(f"torch.compile does not work here ({type(error).__name__}); going on without it, as --no-compile would")
             fast = function
             return function(*args)
     return call
+
+
+say_once = functools.cache(print)
 
 
 def bf16_pays(device: torch.device) -> bool:

@@ -41,6 +41,15 @@ def generated(tmp_path_factory):
             "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)[0]}
 
 
+@pytest.fixture(scope="session")
+def compiler():
+    """What needs torch.compile is left out where no C++ compiler is at hand."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(3))
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of eight megabytes, and a function that fills it but for so many bytes."""

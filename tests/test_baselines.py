@@ -129,8 +129,10 @@ def test_flow_acts_with_its_steps_and_fql_with_one():
 
 # --------------------------------------------------------------------------------------------------------- mean flow
 @pytest.mark.parametrize("compiled", [False, True])
-def test_derivative_against_finite_differences(compiled):
+def test_derivative_against_finite_differences(compiled, request):
     """Compiled from outside, as DFP's losses are, the tangents must survive."""
+    if compiled:
+        request.getfixturevalue("compiler")
     torch.manual_seed(0)
     actor = MeanFlowActor(OBS, D, (32, 32)).double()
     n = lambda *s: torch.randn(*s, dtype=torch.float64)                        # noqa: E731
@@ -322,6 +324,7 @@ def test_classes():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("method", ["qc-bfn", "qc-fql", "mvp-topk"])
 def test_compiled_update_equals_the_plain_one(method, capsys):
     plain, fast = make(method), make(method, compile=True)

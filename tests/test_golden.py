@@ -379,8 +379,10 @@ def test_meanflow_derivative(mvp):
 
 
 @pytest.mark.parametrize("compiled", [False, True])                   # compiled: this file's slowest test, half a minute
-def test_meanflow_offline(mvp, compiled):
+def test_meanflow_offline(mvp, compiled, request):
     """The JVP survives the compiler, without a graph break: the same losses and gradients."""
+    if compiled:
+        request.getfixturevalue("compiler")
     z, algo, noise, _ = mvp
     algo.config.mask_bc, algo.config.bc_weight = True, z["cfg/alpha"]                              # recorded with the mask
     actor_loss = torch.compile(algo.actor_loss, fullgraph=True) if compiled else algo.actor_loss
