@@ -38,52 +38,58 @@ class ReplayBuffer:
     """|D| data transitions, numbered from 0, followed by up to `online_capacity` online ones in the order they happened;
     nothing is overwritten. (The released code keeps a ring of max(2M, |D|+1), which eats into large data sets.)
 
-    Lives on `device`; batches go to `batch_device`. UserError for a dataset shorter than one chunk.
+    Lives on `device`; batches go to `batch_device`. All fields of a step but the last lie side by side, [O + A + 3]: one look-up
+    brings them, and on a GPU the number of look-ups is what costs. UserError for a dataset shorter than one chunk.
     """
 
     def __init__(self, dataset: dict, online_capacity: int, chunk: int, discount: float, device="cpu", batch_device=None):
-        self.offline_size = self.size = len(dataset["rewards"])
+        """dataset: arrays of FIELDS, or another buffer's `data`, which this one shares then."""
         self.chunk, self.discount, self.device = chunk, discount, torch.device(device)
         self.batch_device = torch.device(batch_device or device)
+        self.data = self.placed(dataset)
+        self.offline_size = self.size = len(self.data["steps"])
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        self.data = {name: torch.as_tensor(array).to(self.device, torch.float32) for name, array in dataset.items()}
-        if self.data["terminals"][-1] != 1:                # what comes next online is another episode, whatever the file says
-            self.data["terminals"] = self.data["terminals"].clone()
-            self.data["terminals"][-1] = 1
-        width = {"observations": "observations", "next_observations": "observations", "actions": "actions"}
-        self.online = {name: torch.zeros(online_capacity, *self.data[width.get(name, "rewards")].shape[1:], device=self.device)
-                       for name in FIELDS}
+        obs_dim = self.data["next_observations"].shape[1]
+        self.widths = [obs_dim, self.data["action_dim"], 1, 1, 1]                                   # of a step's fields
+        self.online = {name: torch.zeros(online_capacity, width, device=self.device)
+                       for name, width in (("steps", sum(self.widths)), ("next_observations", obs_dim))}
         self.cuts = []                                     # online transitions after which an episode was abandoned
+
+    def placed(self, dataset: dict) -> dict:
+        """The data as they lie on the device: steps [n, O + A + 3], next_observations [n, O]."""
+        if "steps" in dataset:
+            return dataset
+        columns = [torch.as_tensor(dataset[name]).to(self.device, torch.float32) for name in FIELDS]
+        steps = torch.cat([c.reshape(len(c), -1) for c in columns[:-1]], dim=1)
+        steps[-1:, -1] = 1                                 # what comes next online is another episode, whatever the file says
+        return {"steps": steps, "next_observations": columns[-1], "action_dim": columns[1].shape[1]}
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
         """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity given at the start is
         used up."""
         row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
-        for name, value in zip(FIELDS, row):
-            self.online[name][self.size - self.offline_size] = torch.as_tensor(value, dtype=torch.float32)
+        row = moved(torch.cat([torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in row]), self.device)
+        for array, part in zip(self.online.values(), row.split([sum(self.widths), self.widths[0]])):
+            array[self.size - self.offline_size] = part
         self.size += 1
 
     def end_episode(self) -> None:
         """Marks the newest online transition as its episode's last, though nothing ended there: the simulator was lost."""
         if self.size > self.offline_size:
             self.cuts.append(self.size - self.offline_size - 1)
-            self.online["terminals"][self.cuts[-1]] = 1
+            self.online["steps"][self.cuts[-1], -1] = 1
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """A batch of chunks; see starts() and chunks(). The generator lives on the buffer's device."""
-        return self.batch(self.starts(batch_size, generator))
-
-    def batch(self, starts: Tensor) -> dict[str, Tensor]:
-        """chunks(), where training happens."""
-        return {name: value.to(self.batch_device) for name, value in self.chunks(starts).items()}
+        return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator=None) -> Tensor:
         """Rows where chunks begin, uniform over everything stored."""
         return torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)
 
     def chunks(self, starts: Tensor) -> dict[str, Tensor]:
-        """H consecutive rows from each start [B]:
+        """H consecutive rows from each start [B], where training happens:
 
         observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 if the task
         terminated in it), next_observations [B, O] (after its last step), valid [B, H] (1 while no episode ended at an
@@ -91,39 +97,51 @@ class ReplayBuffer:
         masks the steps that are not valid, so nothing of the next episode enters a loss.
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
-        ended = self.rows("terminals", index).cummax(dim=1).values                                  # [B, H]
+        steps = self.fields(moved(self.rows("steps", index), self.batch_device))
+        next_obs = moved(self.rows("next_observations", index[:, -1]), self.batch_device)
+        ended = steps["terminals"].cummax(dim=1).values                                             # [B, H]
         valid = torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1]], dim=1)                # [B, H]
-        return {"observations": self.rows("observations", starts), "actions": self.rows("actions", index),
-                "rewards": chunk_return(self.rows("rewards", index), self.discount),
-                "masks": self.rows("masks", index).amin(dim=1),
-                "next_observations": self.rows("next_observations", index[:, -1]), "valid": valid}
+        return {"observations": steps["observations"][:, 0], "actions": steps["actions"],
+                "rewards": chunk_return(steps["rewards"], self.discount), "masks": steps["masks"].amin(dim=1),
+                "next_observations": next_obs, "valid": valid}
+
+    def fields(self, steps: Tensor) -> dict[str, Tensor]:
+        """[..., O + A + 3] -> observations [..., O], actions [..., A], rewards, masks and terminals [...], all of them views."""
+        return {name: part if name in ("observations", "actions") else part[..., 0]
+                for name, part in zip(FIELDS, steps.split(self.widths, dim=-1))}
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        """One field of the rows with these numbers: the data's, and behind them the online ones."""
+        """"steps" or "next_observations" of the rows with these numbers: the data's, and behind them the online ones."""
         n = self.offline_size
         if self.size == n:
             return self.data_rows(name, index)
-        is_online = (index >= n).reshape(index.shape + (1,) * (self.online[name].ndim - 1))
-        return torch.where(is_online, self.online[name][(index - n).clamp(min=0)], self.data_rows(name, index.clamp(max=n - 1)))
+        return torch.where((index >= n)[..., None], self.online[name][(index - n).clamp(min=0)],
+                           self.data_rows(name, index.clamp(max=n - 1)))
 
     def data_rows(self, name: str, index: Tensor) -> Tensor:
         return self.data[name][index]
 
     def online_rows(self, first: int) -> Tensor:
         """The online transitions from number `first` on, all fields side by side: [n, 2 O + A + 3], on the CPU."""
-        part = slice(first, self.size - self.offline_size)
-        return torch.cat([a[part].reshape(-1, a.shape[1:].numel()) for a in self.online.values()], dim=1).cpu()
+        return torch.cat([a[first:self.size - self.offline_size] for a in self.online.values()], dim=1).cpu()
 
     def load_online(self, rows: Tensor, cuts: list[int]) -> None:
         """What online_rows(0) gave, flat or not, into an empty online part."""
-        widths = [a.shape[1:].numel() for a in self.online.values()]
+        widths = [a.shape[1] for a in self.online.values()]
         rows = rows.reshape(-1, sum(widths))
-        if len(rows) > len(self.online["rewards"]):
+        if len(rows) > len(self.online["steps"]):
             raise UserError(f"the run already holds {len(rows)} online transitions, more than --online-steps allows")
         self.size, self.cuts = self.offline_size + len(rows), list(cuts)
         for array, part in zip(self.online.values(), rows.split(widths, dim=1)):
-            array[: len(rows)] = part.reshape(len(rows), *array.shape[1:])
-        self.online["terminals"][self.cuts] = 1
+            array[: len(rows)] = part
+        self.online["steps"][self.cuts, -1] = 1
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU without waiting for what it is busy with."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def make_buffer(config, dataset: dict, device="cpu") -> ReplayBuffer:

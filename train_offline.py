@@ -43,7 +43,7 @@ def prepare(config: Config, given: set[str], first=None):
     task = envs.task(config.task)
     if config.resume and config.data == "auto":                  # means the data it began with, whichever hosts answer by now
         config = dataclasses.replace(config, data=run_module.kind_begun(config, given) or "auto")
-    dataset, source = (first.dataset, first.run.source) if first else data.load(config)
+    dataset, source = (first.buffer.data, first.run.source) if first else data.load(config)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has {source['longest']} steps)")
     folder = run_module.folder_of(config, given, source["kind"])
@@ -51,7 +51,7 @@ def prepare(config: Config, given: set[str], first=None):
     buffer = data.make_buffer(config, dataset, device)
     algo = run_module.algorithm(config, task.obs_dim, task.action_dim, device)
     return SimpleNamespace(
-        config=config, run=run, dataset=dataset, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
+        config=config, run=run, buffer=buffer, algo=algo, device=device, step=0, episode=0, stage="offline",
         info=None, starts=None, collecting=None, collector=None, busy=False, interrupt=False, asked=False,
         # One generator per purpose, so that no purpose disturbs another (initial weights and training noise: dfp.py).
         batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
@@ -65,8 +65,6 @@ def prepare_all(config: Config, given: set[str]) -> list:
     for seed in range(config.seed, config.seed + config.seeds):
         ts.append(prepare(dataclasses.replace(config, seed=seed), given, ts[0] if ts else None))
         states.restore(ts[-1])
-    for t in ts:
-        t.dataset = None                                         # the buffers hold it now
     return ts
 
 
@@ -133,8 +131,8 @@ def evaluate(t, bar) -> None:
     t.run.draw()                                                  # also where a run died while drawing
 
 
-# A stage is a generator: it yields where t.starts says which batch is next, and is sent the update's info. So one run is
-# driven by train() below, and several go in lock-step, their batches in one update, without a loop of their own.
+# A stage is a generator: it yields where t.starts says which batch is next (None: none yet), and is sent the update's info. So
+# one run is driven by train() below, and several go in lock-step, their batches in one update, without a loop of their own.
 def loop(t, stage: str, last: int, one_step):
     """one_step() until t.step == last, with a bar, train.csv, evaluation and saving. one_step, a generator too, returns the
     update's info (or None where nothing was trained)."""
@@ -187,11 +185,11 @@ def train(ts: list, stages) -> None:
             from tools.seeds import in_lock_step
             return in_lock_step(ts, stages)
         t, steps, info = ts[0], stages(ts[0]), None
-        update = graphed(t.algo, [t.buffer], lambda starts: t.algo.update(t.buffer.batch(starts)))
+        update = graphed(t.algo, [t.buffer], t.buffer.chunks)
         with contextlib.suppress(StopIteration):
             while True:
                 steps.send(info)
-                info = update(t.starts)
+                info = None if t.starts is None else update(t.starts)
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ class Collector:
 
     def start(self) -> None:
         """A simulator, in the middle of an episode where a run goes on: from its seed, its actions lead to the same state again."""
-        t, stored = self.t, self.t.buffer.online
+        t, online = self.t, self.t.buffer.online
         self.simulator = Simulators(functools.partial(envs.make, envs.task(t.config.task)), 1)
         if self.first is None:
             return self.new_episode()
@@ -100,10 +100,10 @@ class Collector:
         rows = range(self.first - t.buffer.offline_size, t.buffer.size - t.buffer.offline_size)
         for row in rows:
             self.answer()                                        # the reset's, then each action's
-            self.simulator.send(0, "step", stored["actions"][row].cpu().numpy())
+            self.simulator.send(0, "step", t.buffer.fields(online["steps"][row])["actions"].cpu().numpy())
         if rows or self.chunk:
             self.obs = self.answer()[0]
-            if rows and not np.array_equal(self.obs, stored["next_observations"][rows[-1]].cpu().numpy()):
+            if rows and not np.array_equal(self.obs, online["next_observations"][rows[-1]].cpu().numpy()):
                 tqdm.write("the simulator does not come back to where it was (another version, another CPU?): a new episode begins")
                 self.cut()
                 return self.new_episode()
@@ -141,8 +141,10 @@ def online_stage(t):
     def one_step():
         with saying_where(t):
             collector.step()
-        if t.step >= c.offline_steps + c.warmup:                 # the first steps only collect, as released
-            return (yield from one_update(t))                                                    # lines 3-7
+        if t.step < c.offline_steps + c.warmup:                  # the first steps only collect, as released
+            t.starts = None
+            return (yield)
+        return (yield from one_update(t))                                                        # lines 3-7
     try:
         yield from loop(t, "online", c.offline_steps + c.online_steps, one_step)
     finally:

@@ -51,6 +51,22 @@ def compiler():
 
 
 @pytest.fixture
+def train(tmp_path):
+    """train(out, ...): both stages of the toy task -> the run's folder."""
+    import envs
+    import toy
+    import train_online
+    from config import TASKS
+    toy.write_data(tmp_path / "toy.npz")
+    envs.register("toy", toy.Toy, toy.TASK.horizon)
+    knobs = dict(task="toy", data=str(tmp_path / "toy.npz"), preset="quick", compile=False, precision="fp32", hidden=16, layers=2, batch_size=8,
+                 offline_steps=12, online_steps=40, warmup=10, eval_every=20, eval_episodes=3, log_every=4, workers=1)
+    yield lambda out, **more: train_online.train(**knobs | dict(out=str(tmp_path / out)) | more)
+    del envs.TABLE["toy"]
+    TASKS.remove("toy")
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """A disk of eight megabytes, and a function that fills it but for so many bytes."""
     disk = tmp_path / "disk"

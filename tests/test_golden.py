@@ -307,7 +307,7 @@ def test_chunk_sampling(golden, group):
     h = named(z, "h") if group == "replay" else g                          # replay: the set's own chunk length
     dataset = {name: value.numpy() for name, value in named(z, "data").items() if name != "episode_end_idx"}
     buffer = ReplayBuffer(dataset, g.get("capacity", 0), h["horizon"], h["discount"])
-    buffer.data["terminals"][-1] = float(dataset["terminals"][-1])
+    buffer.fields(buffer.data["steps"])["terminals"][-1] = float(dataset["terminals"][-1])
     for i in range(len(g.get("extra_rewards", ()))):
         row = {name: g[f"extra_{name}"][i] for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
         terminated = row["masks"].item() == 0

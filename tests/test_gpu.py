@@ -60,7 +60,7 @@ def test_a_graph_replays_the_update(method):
     """Over both stages, with a copy half way (a resumed run): losses, weights, noise, and what would be saved."""
     plain, recorded = make(method), make(method)
     buffer = buffer_for(plain)
-    update = graph.graphed(recorded, [buffer], lambda starts: recorded.update(buffer.batch(starts)))
+    update = graph.graphed(recorded, [buffer], buffer.chunks)
     for step in range(24):
         if step == 8:
             begin_online((plain, recorded), [buffer])
@@ -68,8 +68,8 @@ def test_a_graph_replays_the_update(method):
             state = copy.deepcopy(recorded.state_dict())
             recorded = make(method)
             recorded.load_state_dict(state)
-            update = graph.graphed(recorded, [buffer], lambda starts: recorded.update(buffer.batch(starts)))
-        alone, info = plain.update(buffer.batch(starts_for(step, buffer))), update(starts_for(step, buffer))
+            update = graph.graphed(recorded, [buffer], buffer.chunks)
+        alone, info = plain.update(buffer.chunks(starts_for(step, buffer))), update(starts_for(step, buffer))
         assert alone.keys() == info.keys()
         for name in alone:
             assert torch.allclose(alone[name], info[name], rtol=1e-4, atol=1e-6), (step, name)
@@ -84,16 +84,31 @@ def test_a_graph_replays_the_update(method):
 
 
 @pytest.mark.usefixtures("without_compiler")
+def test_a_graph_of_batches_from_memory():
+    """The data are not on the GPU: the graph begins with the batch."""
+    plain, recorded = make("dfp"), make("dfp")
+    buffer = buffer_for(plain, "cpu")
+    update = graph.graphed(recorded, [buffer], buffer.chunks)
+    for step in range(16):
+        if step == 8:
+            begin_online((plain, recorded), [buffer])
+        starts = buffer.starts(B, torch.Generator().manual_seed(step))
+        alone, info = plain.update(buffer.chunks(starts)), update(starts)
+        for name in alone:
+            assert torch.allclose(alone[name], info[name], rtol=1e-4, atol=1e-6), (step, name)
+
+
+@pytest.mark.usefixtures("without_compiler")
 def test_a_graph_of_several_seeds():
     plain, stacked = ([make("dfp", seed=k) for k in range(3)] for _ in range(2))
     together, buffers = Together(stacked), [buffer_for(a) for a in plain]
-    update = graph.graphed(together, buffers, lambda starts: together.update([b.batch(at) for b, at in zip(buffers, starts)]))
+    update = graph.graphed(together, buffers, lambda starts: [b.chunks(at) for b, at in zip(buffers, starts)])
     for step in range(16):
         if step == 8:
             begin_online((*plain, *stacked), buffers)
         starts = [starts_for(10 * step + k, b) for k, b in enumerate(buffers)]
         for a, b, at, info in zip(plain, buffers, starts, update(starts)):
-            for name, value in a.update(b.batch(at)).items():
+            for name, value in a.update(b.chunks(at)).items():
                 assert torch.allclose(value, info[name], rtol=1e-3, atol=1e-5), (step, name)
 
 
@@ -101,11 +116,10 @@ def test_a_graph_of_several_seeds():
 def test_compiled_and_recorded_equals_plain(method):
     plain, fast = make(method), make(method, compile=True)
     buffer = buffer_for(plain)
-    update = graph.graphed(fast, [buffer], lambda starts: fast.update(buffer.batch(starts)))
-    assert isinstance(update, graph.Graph)
-    assert graph.graphed(plain, [buffer], None) is None is graph.graphed(fast, [buffer_for(fast, "cpu")], None)
+    update = graph.graphed(fast, [buffer], buffer.chunks)
+    assert isinstance(update, graph.Graph) and not isinstance(graph.graphed(plain, [buffer], buffer.chunks), graph.Graph)
     for step in range(8):
-        alone, info = plain.update(buffer.batch(starts_for(step, buffer))), update(starts_for(step, buffer))
+        alone, info = plain.update(buffer.chunks(starts_for(step, buffer))), update(starts_for(step, buffer))
         for name in alone:
             assert torch.allclose(alone[name], info[name], rtol=1e-3, atol=1e-5), (step, name)
 
@@ -115,7 +129,7 @@ def test_acting_from_a_graph_follows_the_weights(monkeypatch):
     monkeypatch.setattr(graph, "wanted", lambda *_: True)
     act, buffer, draws = graph.acting(algo), buffer_for(algo), [torch.Generator().manual_seed(0) for _ in range(2)]
     for step in range(6):
-        algo.update(buffer.batch(starts_for(step, buffer)))
+        algo.update(buffer.chunks(starts_for(step, buffer)))
         obs = np.full((1, OBS), step / 6, np.float32)
         assert torch.allclose(act(obs, draws[0]), algo.act(obs, draws[1]), atol=1e-5)
 
@@ -128,8 +142,7 @@ def test_batches_from_the_gpu_equal_those_from_memory():
     for name in here:
         assert torch.allclose(here[name], there[name].cpu(), atol=1e-6)
     moved = ReplayBuffer(transitions(), 10, 5, 0.99, "cpu", "cuda").sample(B, torch.Generator().manual_seed(0))
-    for name, value in buffers[0].data.items():
-        assert not value.is_cuda and (name not in moved or moved[name].is_cuda)
+    assert not buffers[0].data["steps"].is_cuda and all(value.is_cuda for value in moved.values())
 
 
 def test_both_stages_on_the_gpu(tmp_path):

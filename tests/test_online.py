@@ -13,11 +13,12 @@ import pytest
 import torch
 
 import envs
+import run
 import toy
 import train_offline
 import train_online
 from config import UserError
-from data import ReplayBuffer
+from data import ReplayBuffer, read
 from tools import simulators, states
 
 
@@ -48,6 +49,17 @@ def parts(act, obs_dim=2, action_dim=1, task="lift", seed=7):
                            buffer=ReplayBuffer(dataset, 300, 2, 0.9))
 
 
+def online(t):
+    """What t's buffer holds of its own, by field."""
+    index = torch.arange(4, t.buffer.size)
+    return t.buffer.fields(t.buffer.rows("steps", index)) | {"next_observations": t.buffer.rows("next_observations", index)}
+
+
+def stored(t):
+    """obs, action, reward, next_obs of each, side by side."""
+    return np.concatenate([online(t)[n].reshape(t.buffer.size - 4, -1) for n in ("observations", "actions", "rewards", "next_observations")], 1)
+
+
 def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
     monkeypatch.setattr(envs, "make", lambda task: ThreeSteps())
     asked = []
@@ -60,7 +72,7 @@ def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
     for _ in range(9):
         collector.step()
     collector.close()
-    rows = {name: array[: t.buffer.size - 4].tolist() for name, array in t.buffer.online.items()}
+    rows = {name: array.tolist() for name, array in online(t).items()}
     seeds = [envs.training_seed(7, e) for e in range(3)]
     # asked at steps 0 and 2 of each episode; the second chunk's second action is thrown away with the episode
     assert asked == [[seed, n] for seed in np.float32(seeds) for n in (0, 2)]
@@ -108,8 +120,32 @@ def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
     for _ in range(13):
         collector.step()
     collector.close()
-    found = [t.buffer.online[name][:20].reshape(20, -1).numpy() for name in ("observations", "actions", "rewards", "next_observations")]
-    assert np.array_equal(np.concatenate(found, 1), np.float32(rows[:20]))
+    assert np.array_equal(stored(t), np.float32(rows[:20]))
+
+
+def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
+    """Transitions and weights of stage 2, to the last bit, by a plain loop: what chooses a chunk is the policy after the newest
+    update, what it learns from includes the newest transition."""
+    folder = train("run", offline_steps=0, seed=3)
+    c, env, episode, over, chunk = run.read_config(folder)[0], envs.make("toy"), 0, True, []
+    algo = run.algorithm(c, 3, 2, torch.device("cpu"))
+    algo.start_online()
+    buffer = ReplayBuffer(read(tmp_path / "toy.npz", envs.task("toy")), c.online_steps, c.chunk, c.discount)
+    acting, batches = (torch.Generator().manual_seed(c.seed + k) for k in (2, 3))
+    for step in range(c.online_steps):
+        if over:
+            obs, episode, chunk = env.reset(seed=envs.training_seed(c.seed, episode))[0], episode + 1, []
+        chunk = chunk or list(algo.act(obs[None], acting)[0].numpy())
+        action = chunk.pop(0)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        buffer.add(obs, action, reward, terminated, truncated, next_obs)
+        obs, over = next_obs, terminated or truncated
+        if step >= c.warmup:
+            algo.update(buffer.sample(c.batch_size, batches))
+    assert np.array_equal(np.fromfile(folder / "online.f32", np.float32), buffer.online_rows(0).flatten().numpy())
+    saved = run.read_newest(folder / "checkpoint.pt")["algorithm"]
+    for network in ("actor", "actor_old", "critic", "critic_target"):
+        assert all(torch.equal(p, saved[network][name]) for name, p in getattr(algo, network).state_dict().items()), network
 
 
 # ------------------------------------------------------------------------------------- simulators that fail (tests/toy.py)
@@ -144,11 +180,6 @@ def failing(tmp_path, monkeypatch):
     return t, lambda *orders: [(tmp_path / order).touch() for order in orders]
 
 
-def stored(t):
-    return [np.concatenate([t.buffer.online[n][i].reshape(-1).numpy() for n in ("observations", "actions", "rewards", "next_observations")])
-            for i in range(t.buffer.size - 4)]
-
-
 def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(failing, capsys):
     t, order = failing
     t.collector = collector = train_online.Collector(t)
@@ -157,7 +188,7 @@ def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(
         collector.step()
     expected = [row for episode, count in ((2, 3), (3, 4), (4, 13), (6, 1)) for row in toy_rows(episode, count, steady)]
     assert np.array_equal(stored(t), np.float32(expected))
-    assert t.buffer.cuts == [2, 6] and t.buffer.online["terminals"][:21].tolist() == [float(i in (2, 6, 19)) for i in range(21)]
+    assert t.buffer.cuts == [2, 6] and online(t)["terminals"].tolist() == [float(i in (2, 6, 19)) for i in range(21)]
     said = capsys.readouterr().out
     assert [part.split(")")[0] for part in said.split("was lost (")[1:]] == [
         "its process ended with exit code 7", "ValueError out of joint", "no answer in 3 seconds", "its process ended with exit code 7",

@@ -52,7 +52,7 @@ def parts(one_run, stage="offline"):
 def trained(t) -> dict:
     """One update, as train_offline.train() drives it."""
     next(train_offline.one_update(t))
-    t.info = t.algo.update(t.buffer.batch(t.starts))
+    t.info = t.algo.update(t.buffer.chunks(t.starts))
     return t.info
 
 

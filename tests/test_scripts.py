@@ -256,7 +256,7 @@ def test_a_broken_number_stops_and_keeps_the_last_good_state(tmp_path):
     kept.write_bytes(b"good")
     weight = torch.zeros(2)
     t = SimpleNamespace(step=7, info={"critic_loss": torch.tensor(float("nan")), "q": torch.tensor(1.0)}, starts=torch.zeros(3),
-                        buffer=SimpleNamespace(batch=lambda starts: {"rewards": starts + 1}),
+                        buffer=SimpleNamespace(chunks=lambda starts: {"rewards": starts + 1}),
                         run=SimpleNamespace(checkpoint=kept, folder=tmp_path),
                         algo=SimpleNamespace(state_dict=lambda: {"actor": {"w": weight}, "improving": True}))
     with pytest.raises(UserError, match="step 7: critic_loss not finite; batch and networks are in .*, the last good state is"):

@@ -6,20 +6,19 @@ import signal
 import pytest
 import torch
 
-import envs
-import toy
-import train_online
-from config import TASKS
 from dfp import DFP
 from test_baselines import B, batch_for, make
 from tools.rows import read_rows
 from tools.seeds import NETWORKS, Together
+from train_online import Collector
 
 
-@pytest.mark.parametrize("method", ["dfp", "qc-bfn", "qc-fql", "mvp-topk"])
-def test_updates_equal_single_ones(method):
+@pytest.mark.parametrize("method, compile", [("dfp", False), ("dfp", True), ("qc-bfn", False), ("qc-fql", False), ("mvp-topk", False)])
+def test_updates_equal_single_ones(method, compile, request):
     """Losses, weights, averages and what would be saved, over both stages, with a copy half way (a resumed run)."""
-    single, stacked = ([make(method, seed=k) for k in range(3)] for _ in range(2))
+    if compile:
+        request.getfixturevalue("compiler")
+    single, stacked = ([make(method, seed=k, compile=compile and several) for k in range(3)] for several in (False, True))
     together = Together(stacked)
     for step in range(8):
         if step == 3:
@@ -27,7 +26,7 @@ def test_updates_equal_single_ones(method):
                 a.start_online()
         if step == 5:                                            # as saved, and taken up again by fresh objects
             states = [copy.deepcopy(a.state_dict()) for a in stacked]
-            stacked = [make(method, seed=k) for k in range(3)]
+            stacked = [make(method, seed=k, compile=compile) for k in range(3)]
             for a, state in zip(stacked, states):
                 a.load_state_dict(state)
             together = Together(stacked)
@@ -67,18 +66,6 @@ def test_unequal_numbers_of_updates_are_refused():
         Together([one, two])
 
 
-@pytest.fixture
-def train(tmp_path):
-    """train(out, ...): both stages of the toy task."""
-    toy.write_data(tmp_path / "toy.npz")
-    envs.register("toy", toy.Toy, toy.TASK.horizon)
-    knobs = dict(task="toy", data=str(tmp_path / "toy.npz"), preset="quick", compile=False, precision="fp32", hidden=16, layers=2, batch_size=8,
-                 offline_steps=12, online_steps=40, warmup=10, eval_every=20, eval_episodes=3, log_every=4, workers=1)
-    yield lambda out, **more: train_online.train(**knobs | dict(out=str(tmp_path / out)) | more)
-    del envs.TABLE["toy"]
-    TASKS.remove("toy")
-
-
 def numbers(folder, name):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder / name)]
 
@@ -89,6 +76,8 @@ def test_runs_in_lock_step_equal_single_ones(train):
         single = train("single", seed=4 + k)
         assert folder.parts[-5:] == single.parts[-5:] and folder.name == f"seed{4 + k}"
         assert numbers(folder, "eval.csv") == numbers(single, "eval.csv")
+        for name in ("checkpoint.pt", "offline.pt"):             # nothing of the other seeds is in them
+            assert (folder / name).stat().st_size == pytest.approx((single / name).stat().st_size, rel=0.01)
         rows, alone = numbers(folder, "train.csv"), numbers(single, "train.csv")
         assert len(rows) == len(alone) == 11 and all(a.keys() == b.keys() for a, b in zip(rows, alone))
         for a, b in zip(rows, alone):
@@ -97,19 +86,22 @@ def test_runs_in_lock_step_equal_single_ones(train):
                 assert (a[name] == b[name] == "") or float(a[name]) == pytest.approx(float(b[name]), rel=1e-3, abs=1e-5), (name, a["step"])
 
 
-def test_stopped_together_they_go_on_exactly(train, monkeypatch, capsys):
+@pytest.mark.parametrize("calls_of, count, step", [(Collector, 9, 17), (Together, 25, 36)])
+def test_stopped_together_they_go_on_exactly(train, monkeypatch, capsys, calls_of, count, step):
+    """While they only collect, at one's fifth step, and later in the middle of a chunk: all stop after the same step."""
     whole = train("whole", seeds=2)
-    update, calls = Together.update, []
+    name = "step" if calls_of is Collector else "update"
+    function, calls = getattr(calls_of, name), []
 
-    def interrupted(self, batches):
+    def interrupted(self, *args):
         calls.append(None)
-        if len(calls) == 25:                                      # in the online stage, in the middle of a chunk
+        if len(calls) == count:
             os.kill(os.getpid(), signal.SIGINT)
-        return update(self, batches)
-    monkeypatch.setattr(Together, "update", interrupted)
+        return function(self, *args)
+    monkeypatch.setattr(calls_of, name, interrupted)
     with pytest.raises(SystemExit) as end:
         train("cut", seeds=2)
-    assert end.value.code == 130 and "stopped at step 36 and saved" in capsys.readouterr().out
+    assert end.value.code == 130 and f"stopped at step {step} and saved" in capsys.readouterr().out
     for folder, again in zip(whole, train("cut", seeds=2, resume=True)):
         for name in ("train.csv", "eval.csv"):
             assert numbers(folder, name) == numbers(again, name)

@@ -111,8 +111,8 @@ def test_the_same_batches_on_the_gpu(tmp_path, batch_device):
         for i in range(20):
             buffer.add(np.full(28, i), np.full(5, i), i, i == 3, i % 7 == 0, np.full(28, i + 1))
     starts = here.starts(64, torch.Generator().manual_seed(0))
-    for name, value in there.batch(starts.to(there.device)).items():
-        assert value.is_cuda and torch.allclose(value.cpu(), here.batch(starts)[name], atol=1e-6)
+    for name, value in there.chunks(starts.to(there.device)).items():
+        assert value.is_cuda and torch.allclose(value.cpu(), here.chunks(starts)[name], atol=1e-6)
     drawn = there.starts(1000, torch.Generator(there.device).manual_seed(0))
     assert (drawn >= there.offline_size).any() and (drawn < there.offline_size).any() and drawn.max() < there.size - 4
 

@@ -13,10 +13,14 @@ says), peak, ratio. The ratio is rate / peak, or what the row says: time compile
 import argparse
 import contextlib
 import dataclasses
+import multiprocessing
+import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -75,13 +79,16 @@ def peaks(device, largest: int) -> dict[str, float]:
     return best
 
 
-def example(c: config.Config, device, size: int = 100_000) -> data.ReplayBuffer:
-    """A buffer of made-up transitions of the task's shapes: time does not depend on what they say."""
+def example(c: config.Config, device, size: int = 100_000, online: bool = True) -> data.ReplayBuffer:
+    """A buffer of made-up transitions of the task's shapes, some of them online: time does not depend on what they say."""
     task, draw = envs.task(c.task), np.random.default_rng(0)
     shapes = dict(observations=(size, task.obs_dim), next_observations=(size, task.obs_dim), actions=(size, task.action_dim))
     arrays = {name: np.clip(draw.normal(size=shapes.get(name, size)), -1, 1).astype(np.float32) for name in data.FIELDS}
     arrays |= {"masks": np.ones(size, np.float32), "terminals": (np.arange(size) % 500 == 499).astype(np.float32)}
-    return data.ReplayBuffer(arrays, 0, c.chunk, c.discount, device)
+    buffer = data.ReplayBuffer(arrays, 10, c.chunk, c.discount, device)
+    for _ in range(10 * online):
+        buffer.add(np.zeros(task.obs_dim), np.zeros(task.action_dim), 0.0, False, False, np.zeros(task.obs_dim))
+    return buffer
 
 
 def algorithm(c: config.Config, device, online: bool):
@@ -95,14 +102,14 @@ def algorithm(c: config.Config, device, online: bool):
 def build(args, method: str, online: bool, **knobs):
     """-> (algorithm, one whole update, its GFLOP)."""
     c = config.build(dict(task=args.task, method=method, preset=args.preset, **knobs))
-    buffer = example(c, args.device)
+    buffer = example(c, args.device, online=online)
     generator = torch.Generator(args.device).manual_seed(0)
     starts = lambda: buffer.starts(c.batch_size, generator)      # noqa: E731
     plain = dataclasses.replace(c, compile=False)                # the compiler hides products from the counter
     with FlopCounterMode(display=False) as counter:
-        algorithm(plain, args.device, online).update(buffer.batch(starts()))
+        algorithm(plain, args.device, online).update(buffer.chunks(starts()))
     algo = algorithm(c, args.device, online)
-    update = graph.graphed(algo, [buffer], lambda starts: algo.update(buffer.batch(starts)))
+    update = graph.graphed(algo, [buffer], buffer.chunks)
 
     def step():
         train_offline.set_precision(c)                           # modes take turns
@@ -117,7 +124,7 @@ def updates(args, peak, add) -> dict:
         for method in args.methods:
             ready = {}
             for mode, knobs in MODES.items():
-                if mode in (args.modes if args.methods == ["dfp"] else args.modes[:1]):
+                if mode in (args.modes if len(args.methods) == 1 else args.modes[:1]):
                     _, step, gflop = build(args, method, online, **knobs)
                     begin = time.perf_counter()
                     step()
@@ -157,8 +164,8 @@ def seeds(args, ones, add) -> None:
     c = config.build(dict(task=args.task, preset=args.preset) | MODES[mode])
     for stage, online in (("offline", False), ("online", True)):
         together = Together([algorithm(dataclasses.replace(c, seed=k), args.device, online) for k in range(count)])
-        buffer, draw = example(c, args.device), torch.Generator(args.device).manual_seed(0)
-        step = graph.graphed(together, [buffer], lambda starts: together.update([buffer.batch(at) for at in starts]))      # noqa: B023
+        buffer, draw = example(c, args.device, online=online), torch.Generator(args.device).manual_seed(0)
+        step = graph.graphed(together, [buffer], lambda starts: [buffer.chunks(at) for at in starts])      # noqa: B023
 
         def several():
             train_offline.set_precision(c)
@@ -168,17 +175,20 @@ def seeds(args, ones, add) -> None:
         add(f"{stage} update, {count} seeds / one", "dfp", mode, ratio=times[1] / times[0])
 
 
-def acting_seconds(algo, c) -> float:
+def acting_seconds(algo, c) -> tuple[float, float]:
+    """-> (seconds, GFLOP) of choosing a chunk."""
     act, obs, generator = graph.acting(algo), np.zeros((1, envs.task(c.task).obs_dim), np.float32), torch.Generator().manual_seed(0)
-    return seconds(lambda: act(obs, generator).cpu(), algo.device, 50)
+    with FlopCounterMode(display=False) as counter:
+        algo.act(obs, generator)
+    return seconds(lambda: act(obs, generator).cpu(), algo.device, 50), counter.get_total_flops() / 1e9
 
 
-def acting(args, add) -> None:
+def acting(args, peak, add) -> None:
     times = {}
     for method in args.methods:
         c = config.build(dict(task=args.task, method=method, preset=args.preset))
-        times[method] = acting_seconds(algorithm(c, args.device, False), c)
-        add(f"act, best of {c.best_of}", method, "auto", times[method])
+        times[method], gflop = acting_seconds(algorithm(c, args.device, False), c)
+        add(f"act, best of {c.best_of}", method, "auto", times[method], gflop=gflop, peak=peak["fp32"])
     compare("act", times, "auto", add, "action_ms")
 
 
@@ -202,6 +212,18 @@ def simulating(args, add) -> None:
     evaluator.close()
     buffer, generator = example(c, args.device, 1_000_000), torch.Generator(args.device).manual_seed(0)
     add("batch of 1M transitions", "-", str(args.device), seconds(lambda: buffer.sample(c.batch_size, generator), args.device, 200))
+
+
+def memory(task: str, preset: str, device) -> float:
+    """MiB at most, of a process that trains online on 1M transitions: on a GPU what tensors take of it, else all."""
+    c = config.build(dict(task=task, preset=preset))
+    algo, buffer = algorithm(c, device, True), example(c, device, 1_000_000)
+    update = graph.graphed(algo, [buffer], buffer.chunks)
+    for _ in range(graph.PLAIN + 2):
+        update(buffer.starts(c.batch_size))
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def profile(args) -> None:
@@ -236,7 +258,7 @@ def profile(args) -> None:
     print(f"an online step of {c.method} on {c.task}, {args.device}:" + " each part waited for, where training has one CUDA graph" * cuda)
     with contextlib.suppress(ImportError):
         print(f"{1e3 * simulator_seconds(c.task):9.2f} ms  simulator, in a process of its own, while the update runs")
-    print(f"{1e3 * acting_seconds(algo, c) / c.chunk:9.2f} ms  1/{c.chunk} of choosing a chunk")
+    print(f"{1e3 * acting_seconds(algo, c)[0] / c.chunk:9.2f} ms  1/{c.chunk} of choosing a chunk")
     for what, t in spent.items():
         print(f"{1e3 * t:9.2f} ms  {'' if what == 'update' else '  of it '}{what}")
     with record(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as recorded:
@@ -282,24 +304,25 @@ def main() -> None:
         """A row: of a time in seconds (and its work), of a rate, or of a ratio."""
         rate = rate or t and (gflop or 1) / t
         ratio = ratio or peak and rate / peak
-        numbers = dict(ms=t and f"{1e3 * t:.2f}", gflop=gflop and f"{gflop:.1f}", rate=rate and f"{rate:.1f}", peak=peak and f"{peak:.0f}",
+        numbers = dict(ms=t and f"{1e3 * t:.2f}", gflop=gflop and f"{gflop:.3g}", rate=rate and f"{rate:.1f}", peak=peak and f"{peak:.0f}",
                        ratio=ratio and f"{ratio:.2f}")
         rows.append(dict(what=what, method=method, mode=mode) | {k: v for k, v in numbers.items() if v})
         show(rows[-1])
 
+    cold = tempfile.TemporaryDirectory()                         # first updates compile: nothing of an earlier run helps them
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cold.name
     show(dict(zip(COLUMNS, COLUMNS)))
     peak = peaks(args.device, args.largest)
     for name, value in peak.items():
         add("matrix product, peak", "-", name, rate=value)
     ones = updates(args, peak, add)
-    acting(args, add)
+    acting(args, peak, add)
     if args.seeds > 1 and "dfp" in args.methods:
         seeds(args, ones, add)
     with contextlib.suppress(ImportError):
         simulating(args, add)
-    memory = torch.cuda.max_memory_allocated() / 2**20 if args.device.type == "cuda" else \
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    add("peak memory, MiB", "-", str(args.device), rate=memory)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        add("peak memory, MiB", "dfp", str(args.device), rate=other.submit(memory, args.task, args.preset, args.device).result())
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     results.write_csv(out / "benchmark.csv", rows, COLUMNS)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from config import UserError
 
@@ -53,8 +54,10 @@ def write(path: Path, body, keep: bool = False) -> None:
 def save(path: Path, state: dict) -> None:
     """A state that read() gives back. Everything is put together in memory first: torch, writing to a file itself, hides
     the disk's error behind one of its own."""
+    # A view, of one seed among several (tools/seeds.py), would bring the whole tensor with it.
+    part = lambda x: isinstance(x, Tensor) and x.untyped_storage().nbytes() > x.nbytes         # noqa: E731
     inner, outer = io.BytesIO(), io.BytesIO()
-    torch.save(state, inner)
+    torch.save(pytree.tree_map(lambda x: x.clone() if part(x) else x, state), inner)
     body = inner.getbuffer()
     torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
                 "state": torch.frombuffer(body, dtype=torch.uint8)}, outer)

@@ -2,11 +2,14 @@
 Python, takes several times as long as running them. A graph of them all, from the rows of the batch to the step of Adam, is
 launched once, and holds the critic's kernels beside the actor's: neither trains what the other does, and neither fills a GPU.
 
-    update = graphed(algorithm, [buffer], lambda starts: algorithm.update(buffer.batch(starts)))
+    update = graphed(algorithm, [buffer], buffer.chunks)
     info = update(starts)                # starts: where the batch's chunks begin, see data.ReplayBuffer
 
+The starts are drawn outside, as they come from one more row with every step. Data that are not on the GPU are looked up outside
+too: then the graph begins with the batch, which is copied to it.
+
 The first updates run as they are written, which also compiles them; then one is recorded, and replayed from there on, with the
-starts copied to where the recorded ones lay and the generators moved on as by the update itself. It is recorded again where the
+starts, or the batch, copied to where the recorded ones lay and the generators moved on as by the update itself. It is recorded again where the
 update becomes another one, as stage 2 begins. What it returns is overwritten by the next.
 """
 import functools
@@ -53,19 +56,21 @@ class Graph:
             group["capturable"] = False
 
 
-def wanted(algorithm, *buffers) -> bool:
-    """On CUDA, the data too, but for --no-compile."""
-    return algorithm.config.compile and algorithm.device.type == "cuda" and all(b.device.type == "cuda" for b in buffers)
+def wanted(algorithm) -> bool:
+    """On CUDA, but for --no-compile."""
+    return algorithm.config.compile and algorithm.device.type == "cuda"
 
 
-def graphed(algorithm, buffers, update):
-    """update(starts) of an algorithm, a dfp.DFP or a tools.seeds.Together, on batches of these buffers: recorded, or as it is."""
-    if not wanted(algorithm, *buffers):
+def graphed(algorithm, buffers, batch):
+    """starts -> algorithm.update(batch(starts)), of a dfp.DFP or a tools.seeds.Together: recorded, or as it is."""
+    update = lambda starts: algorithm.update(batch(starts))      # noqa: E731
+    if not wanted(algorithm):
         return update
-    graph = Graph(update, lambda: (algorithm.improving, buffers[0].size > buffers[0].offline_size),     # what an update's code asks
+    here = all(b.device.type == "cuda" for b in buffers)
+    graph = Graph(update if here else algorithm.update, lambda: (algorithm.improving, buffers[0].size > buffers[0].offline_size),     # what an update's code asks
                   [a.generator for a in getattr(algorithm, "algorithms", [algorithm])], algorithm.optimizer)
     side_by_side(algorithm, graph.stream)
-    return graph
+    return graph if here else lambda starts: graph(batch(starts))
 
 
 def acting(algorithm):

@@ -63,7 +63,7 @@ def columns(dataset: dict, most: int = 100_000) -> tuple[np.ndarray, np.ndarray,
     if "records" not in dataset:
         return np.diff(np.flatnonzero(dataset["terminals"]), prepend=-1), dataset["rewards"], dataset["actions"]
     some = dataset["records"][:: -(-len(dataset["records"]) // most)].numpy()
-    return np.diff(dataset["lasts"].numpy(), prepend=-1), some[:, dataset["reward_at"]], some[:, dataset["actions_from"]: dataset["terminal_at"]]
+    return np.diff(dataset["lasts"].numpy(), prepend=-1), some[:, dataset["reward_at"]], some[:, dataset["terminal_at"] - dataset["action_dim"]: dataset["terminal_at"]]
 
 
 # ------------------------------------------------------------------------------------------------------------- picture

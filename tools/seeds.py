@@ -3,7 +3,8 @@
 A network of 4 x 512 leaves a large GPU idle: the time of an update is that of launching it. Here the parameters of S algorithms,
 which differ by their seed alone, lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay
 what they are, each with its own noise, batches and state: their parameters, and Adam's moments, are views into those tensors,
-so that acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added.
+so that acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added,
+or, where candidates pass in bf16, up to its rounding.
 
     together = Together([DFP(...), DFP(...)]);  infos = together.update([batch, batch])
 """
@@ -95,21 +96,22 @@ def in_lock_step(ts: list, stages) -> None:
     for t in ts:
         steps = stages(t)
         with contextlib.suppress(StopIteration):
-            next(steps)                                          # to its first batch
+            next(steps)                                          # to its first step
             running.append((t, steps))
     last = max((t.step for t, _ in running), default=0)
     for t, steps in running:                                     # runs that were killed may have been saved at different steps
         while t.step < last:
             t.interrupt = ts[0].asked
-            steps.send(t.algo.update(t.buffer.batch(t.starts)))
+            steps.send(None if t.starts is None else t.algo.update(t.buffer.chunks(t.starts)))
     if running:
         together, buffers = Together([t.algo for t, _ in running]), [t.buffer for t, _ in running]
-        update = graphed(together, buffers, lambda starts: together.update([b.batch(at) for b, at in zip(buffers, starts)]))
+        update = graphed(together, buffers, lambda starts: [b.chunks(at) for b, at in zip(buffers, starts)])
     while running:
         asked = ts[0].asked                                      # once a round: whatever comes meanwhile is for the next
         for t in ts:
             t.interrupt = asked
-        infos, stopped = update([t.starts for t, _ in running]), None
+        starts, stopped = [t.starts for t, _ in running], None
+        infos = starts if starts[0] is None else update(starts)  # equally far, they all only collect, or none does
         for (t, steps), info in zip(running, infos):
             try:
                 steps.send(info)

@@ -129,7 +129,7 @@ def open_maps(place: Path, index: dict, count: int, which: int) -> dict:
             rows_map = mapped
     obs_dim, action_dim, *_ = columns = index["columns"]
     return dict(records=arrays["rows.f32"].view(-1, sum(columns)), ends=arrays["ends.f32"].view(-1, obs_dim), lasts=arrays["lasts.i64"],
-                actions_from=obs_dim, terminal_at=obs_dim + action_dim, reward_at=obs_dim + action_dim + 1 + which,
+                action_dim=action_dim, terminal_at=obs_dim + action_dim, reward_at=obs_dim + action_dim + 1 + which,
                 files=[entry["transitions"] for entry in index["files"][:count]], map=rows_map)
 
 
@@ -143,12 +143,8 @@ class ShardBuffer(data.ReplayBuffer):
 
     def __init__(self, dataset: dict, online_capacity: int, chunk: int, discount: float, device="cpu", batch_device=None,
                  mix_size: int = 1_000_000):
-        records = dataset["records"].to(device)
-        a, t = dataset["actions_from"], dataset["terminal_at"]
-        super().__init__(dict(observations=records[:, :a], actions=records[:, a:t], terminals=records[:, t],
-                              rewards=records[:, dataset["reward_at"]]), online_capacity, chunk, discount, device, batch_device)
-        self.ends, self.lasts = dataset["ends"].to(device), dataset["lasts"].to(device)
-        self.map, self.row_bytes = dataset["map"] if self.device.type == "cpu" else None, 4 * records.shape[1]
+        super().__init__(dataset, online_capacity, chunk, discount, device, batch_device)
+        self.map, self.row_bytes = dataset["map"] if self.device.type == "cpu" else None, 4 * self.data["steps"].shape[1]
         rows = torch.tensor(dataset["files"])
         starts = (rows - chunk + 1).clamp(min=0)
         if not starts.any():
@@ -156,6 +152,11 @@ class ShardBuffer(data.ReplayBuffer):
         self.starts_up_to = starts.cumsum(0).to(device)                        # [F] how many starts the files up to here have
         self.shift = (rows.cumsum(0) - rows - starts.cumsum(0) + starts).to(device)    # [F] from a start's number to its row
         self.mix_size, self.count = min(mix_size, self.offline_size), int(starts.sum())
+
+    def placed(self, dataset):
+        """steps are the file's rows here, next_observations the last of each episode."""
+        names = dict(steps="records", next_observations="ends", lasts="lasts")
+        return dataset if "steps" in dataset else dataset | {name: dataset[its].to(self.device) for name, its in names.items()}
 
     def starts(self, batch_size: int, generator=None):
         draw = lambda count: torch.randint(count, (batch_size,), generator=generator, device=self.device)      # noqa: E731
@@ -176,10 +177,11 @@ class ShardBuffer(data.ReplayBuffer):
         return super().chunks(starts)
 
     def data_rows(self, name: str, index):
-        if name == "masks":
-            return (self.data["rewards"][index] != 0).float()
-        if name == "next_observations":
-            episode = torch.searchsorted(self.lasts, index.contiguous())
-            following = self.data["observations"][(index + 1).clamp(max=self.offline_size - 1)]
-            return torch.where((self.lasts[episode] == index)[:, None], self.ends[episode], following)
-        return super().data_rows(name, index)
+        steps, ends, lasts, end = (self.data[key] for key in ("steps", "next_observations", "lasts", "terminal_at"))
+        if name == "steps":
+            rows = steps[index]
+            reward = rows[..., self.data["reward_at"], None]
+            return torch.cat([rows[..., :end], reward, (reward != 0).float(), rows[..., end, None]], dim=-1)
+        episode = torch.searchsorted(lasts, index.contiguous())
+        following = steps[(index + 1).clamp(max=self.offline_size - 1)][..., : ends.shape[1]]
+        return torch.where((lasts[episode] == index)[:, None], ends[episode], following)

@@ -112,13 +112,16 @@ def last_good(t) -> str:
 def check_finite(t) -> dict[str, float]:
     """The newest losses and diagnostics, read back from the device. UserError where one is not finite, or a number of the
     algorithm's state: weights, and Adam's moments, where an infinite one freezes its weight without a sound. The batch is kept."""
-    row = {name: value.item() for name, value in (t.info or {}).items()}
+    row = dict(zip(t.info, torch.stack(list(t.info.values())).tolist())) if t.info else {}
     state = t.algo.state_dict()
-    broken = [k for k, v in row.items() if not math.isfinite(v)] or [k for k, w in tensors(state) if not w.isfinite().all()]
+    norms = torch._foreach_norm([w for _, w in tensors(state) if w.is_floating_point()])          # all at once: a GPU waits for each question
+    broken = [k for k, v in row.items() if not math.isfinite(v)]
+    if not broken and not torch.stack(norms).sum().isfinite():
+        broken = [k for k, w in tensors(state) if not w.isfinite().all()]
     if broken:
         kept = last_good(t) or "nothing was saved before"
         try:
-            run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=None if t.starts is None else t.buffer.batch(t.starts), algorithm=state))
+            run_module.save(t.run.folder / "broken.pt", dict(step=t.step, batch=None if t.starts is None else t.buffer.chunks(t.starts), algorithm=state))
             kept = f"batch and networks are in {t.run.folder}/broken.pt, {kept}"
         except OSError as error:
             kept = f"batch and networks could not be kept ({error.strerror}), {kept}"
