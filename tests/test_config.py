@@ -74,7 +74,7 @@ def test_quick_is_the_same_algorithm_at_a_smaller_size():
                "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "threads"}
     for task, method in itertools.product(TASKS, METHODS):
         paper, quick = (build({"task": task, "method": method, "preset": preset}) for preset in ("paper", "quick"))
-        assert {k for k in vars(paper) if vars(paper)[k] != vars(quick)[k]} <= allowed | ({"lr"} if task in ("square", *OGBENCH) else set())
+        assert {k for k in vars(paper) if vars(paper)[k] != vars(quick)[k]} <= allowed | ({"lr"} if task in ("can", "square", *OGBENCH) else set())
 
 
 def test_command_line():
