@@ -9,6 +9,7 @@ from config import build
 from critic import Critic, move_towards
 from dfp import DFP
 from policy import Actor, gelu
+from tools.ranking import compare
 from topk import best_action, top_k_actions
 
 OBS, A = 4, 2
@@ -179,6 +180,26 @@ def test_bf16_ranks_in_fp32_and_values_in_fp32(monkeypatch):
     assert 0 < (scores - true).abs().max() < 0.05
     chosen = fast.choose(batch["next_observations"], noise["next"])
     assert chosen.dtype == torch.float32
+
+
+def test_bf16_picks_what_fp32_picks_where_q_is_near_minus_100():
+    """On a critic that was trained; the last layer in bf16 would know such values to 0.5 only."""
+    algo, g = make(hidden=256), torch.Generator().manual_seed(0)
+    direction = torch.randn(OBS + algo.chunk_dim, generator=g) / 2
+    with torch.no_grad():
+        algo.critic.offsets[-1].fill_(1.0)                                      # not in the bias, which is added afterwards
+        algo.critic.weights[-1].sub_(100 / 256)
+    for _ in range(200):
+        x = torch.randn(256, OBS + algo.chunk_dim, generator=g)
+        x[:, OBS:].clamp_(-1, 1)
+        loss = (algo.critic(x[:, :OBS], x[:, OBS:]) + 100 - torch.tanh(x @ direction)).square().mean()
+        algo.optimizer.zero_grad()
+        loss.backward()
+        algo.optimizer.step()
+    algo.critic_target.load_state_dict(algo.critic.state_dict())
+    found = compare(algo, torch.randn(500, OBS, generator=g), g)
+    assert loss < 0.1 and abs(found["q"] + 100) < 1 and found["spread"] < 1
+    assert found["overlap"] >= 0.95 and found["value"] < 1e-3 and 0 <= found["lost"] < 0.01, found
 
 
 @pytest.mark.parametrize("has, pays", [({"avx2": True}, False), ({"avx512_f": True, "avx512_bf16": False}, False),

@@ -2,7 +2,7 @@
 
     python -m tools.ranking runs/square/dfp/generated/quick/seed0
 
-In states of its own online transitions. bf16 keeps 8 bits: candidates whose values lie closer than its error (README, Speed) may
+In states of its own online transitions. bf16 keeps 8 bits: candidates whose values lie closer than its error may
 change places. overlap is the share of fp32's K that bf16 picks too; lost is what that costs, in fp32's Q, as a share of what picking
 gains over the mean of all N; value is the mean difference of Q_target(s, best of N') as a share of its mean size.
 """
