@@ -5,12 +5,12 @@ launched once, and holds the critic's kernels beside the actor's: neither trains
     update = graphed(algorithm, [buffer], buffer.chunks)
     info = update(starts)                # starts: where the batch's chunks begin, see data.ReplayBuffer
 
-The starts are drawn outside, as they come from one more row with every step. Data that are not on the GPU are looked up outside
-too: then the graph begins with the batch, which is copied to it.
-
 The first updates run as they are written, which also compiles them; then one is recorded, and replayed from there on, with the
-starts, or the batch, copied to where the recorded ones lay and the generators moved on as by the update itself. It is recorded again where the
+starts copied to where the recorded ones lay and the generators moved on as by the update itself. It is recorded again where the
 update becomes another one, as stage 2 begins. What it returns is overwritten by the next.
+
+The starts are drawn outside, as there is one more row to draw from with every step. Data that are not on the GPU are looked up
+outside too: then the graph begins with the batch.
 """
 import functools
 
@@ -67,8 +67,9 @@ def graphed(algorithm, buffers, batch):
     if not wanted(algorithm):
         return update
     here = all(b.device.type == "cuda" for b in buffers)
-    graph = Graph(update if here else algorithm.update, lambda: (algorithm.improving, buffers[0].size > buffers[0].offline_size),     # what an update's code asks
-                  [a.generator for a in getattr(algorithm, "algorithms", [algorithm])], algorithm.optimizer)
+    kind = lambda: (algorithm.improving, buffers[0].size > buffers[0].offline_size)      # noqa: E731  what an update's code asks
+    generators = [a.generator for a in getattr(algorithm, "algorithms", [algorithm])]
+    graph = Graph(update if here else algorithm.update, kind, generators, algorithm.optimizer)
     side_by_side(algorithm, graph.stream)
     return graph if here else lambda starts: graph(batch(starts))
 

@@ -114,7 +114,7 @@ def check_finite(t) -> dict[str, float]:
     algorithm's state: weights, and Adam's moments, where an infinite one freezes its weight without a sound. The batch is kept."""
     row = dict(zip(t.info, torch.stack(list(t.info.values())).tolist())) if t.info else {}
     state = t.algo.state_dict()
-    norms = torch._foreach_norm([w for _, w in tensors(state) if w.is_floating_point()])          # all at once: a GPU waits for each question
+    norms = torch._foreach_norm([w for _, w in tensors(state) if w.is_floating_point()])     # a GPU stops for each question: one for all
     broken = [k for k, v in row.items() if not math.isfinite(v)]
     if not broken and not torch.stack(norms).sum().isfinite():
         broken = [k for k, w in tensors(state) if not w.isfinite().all()]
