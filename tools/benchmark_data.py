@@ -33,8 +33,8 @@ def random_file(path: Path, rows: int, task: envs.Task, qpos: int) -> None:
 
 def plain(dataset: dict) -> dict:
     """The same rows as ReplayBuffer wants them."""
-    buffer = shards.ShardBuffer(dataset, 0, 1, 1.0)
-    return {name: buffer.rows(name, torch.arange(buffer.size)) for name in data.FIELDS}
+    buffer, index = shards.ShardBuffer(dataset, 0, 1, 1.0), torch.arange(len(dataset["records"]))
+    return buffer.fields(buffer.rows("steps", index)) | {"next_observations": buffer.rows("next_observations", index)}
 
 
 def seconds(buffer, batches: int, before=lambda: None) -> float:
