@@ -14,7 +14,7 @@ import data
 import envs
 from config import UserError
 from conftest import ROOT
-from tools import files, shards
+from tools import benchmark_data, files, shards
 
 CUBE = envs.task("cube-single-task2")
 
@@ -77,6 +77,7 @@ def test_mapped_arrays_hold_what_the_files_hold(tmp_path, monkeypatch, block):
     mapped, plain = shards.ShardBuffer(dataset, 0, 5, 0.9), data.ReplayBuffer(memory, 0, 5, 0.9)
     starts = torch.arange(len(memory["rewards"]) - 4)
     assert same(mapped.chunks(starts), plain.chunks(starts))
+    assert same(mapped.chunks(starts), data.ReplayBuffer(benchmark_data.plain(dataset), 0, 5, 0.9).chunks(starts))
     assert set(np.unique(memory["masks"])) == {0, 1}
 
 
