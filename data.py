@@ -60,10 +60,10 @@ class ReplayBuffer:
         """The data as they lie on the device: steps [n, O + A + 3], next_observations [n, O]."""
         if "steps" in dataset:
             return dataset
-        columns = [torch.as_tensor(dataset[name]).to(self.device, torch.float32) for name in FIELDS]
-        steps = torch.cat([c.reshape(len(c), -1) for c in columns[:-1]], dim=1)
+        columns = [torch.as_tensor(dataset[name], dtype=torch.float32) for name in FIELDS]
+        steps = torch.cat([c if c.ndim == 2 else c[:, None] for c in columns[:-1]], dim=1)
         steps[-1:, -1] = 1                                 # what comes next online is another episode, whatever the file says
-        return {"steps": steps, "next_observations": columns[-1], "action_dim": columns[1].shape[1]}
+        return {"steps": steps.to(self.device), "next_observations": columns[-1].to(self.device), "action_dim": columns[1].shape[1]}
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
         """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity given at the start is

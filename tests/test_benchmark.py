@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from tools import benchmark
+from config import UserError
+from tools import benchmark, ranking
 
 
 def test_rows_add_up(tmp_path, monkeypatch):
@@ -50,3 +51,16 @@ def test_profile_parts_make_up_the_update(monkeypatch, capsys):
     whole, parts = ms.pop("update"), [what.strip() for what in ms]
     assert parts == [f"of it {what}" for what in ("batch", "noise", "critic's loss", "actor's loss", "backward pass, averages, Adam")]
     assert 0.5 * whole < sum(ms.values()) < whole + 0.03 and min(ms.values()) > 0        # what is left is the summing of two losses
+
+
+def test_ranking_tells_of_the_transitions_that_a_run_has_saved(train, monkeypatch, capsys):
+    folder = train("run")
+    with open(folder / "online.f32", "ab") as file:
+        file.write(b"torn")                                      # by a process that was killed
+    monkeypatch.setattr(sys, "argv", ["ranking", str(folder), "--states", "30"])
+    ranking.main()
+    found = dict(part.rsplit(" ", 2)[-2:] for part in capsys.readouterr().out.splitlines()[-1].split(", "))
+    assert 0.5 < float(found["overlap"]) <= 1 and 0 <= float(found["value"]) < 0.05 and float(found["spread"]) > 0
+    (folder / "online.f32").write_bytes(b"torn")
+    with pytest.raises(UserError, match="not all of them"):
+        ranking.main()

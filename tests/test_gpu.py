@@ -51,7 +51,7 @@ def begin_online(algorithms, buffers):
 
 
 def starts_for(seed, buffer):
-    return buffer.starts(B, torch.Generator("cuda").manual_seed(seed))
+    return buffer.starts(B, torch.Generator(buffer.device).manual_seed(seed))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -84,21 +84,6 @@ def test_a_graph_replays_the_update(method):
 
 
 @pytest.mark.usefixtures("without_compiler")
-def test_a_graph_of_batches_from_memory():
-    """The data are not on the GPU: the graph begins with the batch."""
-    plain, recorded = make("dfp"), make("dfp")
-    buffer = buffer_for(plain, "cpu")
-    update = graph.graphed(recorded, [buffer], buffer.chunks)
-    for step in range(16):
-        if step == 8:
-            begin_online((plain, recorded), [buffer])
-        starts = buffer.starts(B, torch.Generator().manual_seed(step))
-        alone, info = plain.update(buffer.chunks(starts)), update(starts)
-        for name in alone:
-            assert torch.allclose(alone[name], info[name], rtol=1e-4, atol=1e-6), (step, name)
-
-
-@pytest.mark.usefixtures("without_compiler")
 def test_a_graph_of_several_seeds():
     plain, stacked = ([make("dfp", seed=k) for k in range(3)] for _ in range(2))
     together, buffers = Together(stacked), [buffer_for(a) for a in plain]
@@ -112,16 +97,22 @@ def test_a_graph_of_several_seeds():
                 assert torch.allclose(value, info[name], rtol=1e-3, atol=1e-5), (step, name)
 
 
-@pytest.mark.parametrize("method", ["dfp", "mvp"])
-def test_compiled_and_recorded_equals_plain(method):
-    plain, fast = make(method), make(method, compile=True)
-    buffer = buffer_for(plain)
+@pytest.mark.parametrize("method, data", [("dfp", "cuda"), ("mvp", "cuda"), ("dfp", "cpu")])
+def test_compiled_and_recorded_equals_plain(method, data, monkeypatch, capsys):
+    """Also where the data are not on the GPU, and the graph begins with the batch."""
+    plain, fast, replays, replay = make(method), make(method, compile=True), [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda self: replays.append(0) or replay(self))
+    buffer = buffer_for(plain, data)
     update = graph.graphed(fast, [buffer], buffer.chunks)
-    assert isinstance(update, graph.Graph) and not isinstance(graph.graphed(plain, [buffer], buffer.chunks), graph.Graph)
-    for step in range(8):
-        alone, info = plain.update(buffer.chunks(starts_for(step, buffer))), update(starts_for(step, buffer))
+    assert not isinstance(graph.graphed(plain, [buffer], buffer.chunks), graph.Graph)
+    for step in range(16):
+        if step == 8:
+            begin_online((plain, fast), [buffer])
+        starts = starts_for(step, buffer)
+        alone, info = plain.update(buffer.chunks(starts)), update(starts)
         for name in alone:
             assert torch.allclose(alone[name], info[name], rtol=1e-3, atol=1e-5), (step, name)
+    assert len(replays) == 2 * (8 - graph.PLAIN) and "going on without it" not in capsys.readouterr().out
 
 
 def test_acting_from_a_graph_follows_the_weights(monkeypatch):

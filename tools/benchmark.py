@@ -22,6 +22,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def example(c: config.Config, device, size: int = 100_000, online: bool = True) 
     """A buffer of made-up transitions of the task's shapes, some of them online: time does not depend on what they say."""
     task, draw = envs.task(c.task), np.random.default_rng(0)
     shapes = dict(observations=(size, task.obs_dim), next_observations=(size, task.obs_dim), actions=(size, task.action_dim))
-    arrays = {name: np.clip(draw.normal(size=shapes.get(name, size)), -1, 1).astype(np.float32) for name in data.FIELDS}
+    arrays = {name: 2 * draw.random(shapes.get(name, size), np.float32) - 1 for name in data.FIELDS}
     arrays |= {"masks": np.ones(size, np.float32), "terminals": (np.arange(size) % 500 == 499).astype(np.float32)}
     buffer = data.ReplayBuffer(arrays, 10, c.chunk, c.discount, device)
     for _ in range(10 * online):
@@ -309,13 +310,12 @@ def main() -> None:
         rows.append(dict(what=what, method=method, mode=mode) | {k: v for k, v in numbers.items() if v})
         show(rows[-1])
 
-    cold = tempfile.TemporaryDirectory()                         # first updates compile: nothing of an earlier run helps them
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = cold.name
     show(dict(zip(COLUMNS, COLUMNS)))
     peak = peaks(args.device, args.largest)
     for name, value in peak.items():
         add("matrix product, peak", "-", name, rate=value)
-    ones = updates(args, peak, add)
+    with tempfile.TemporaryDirectory() as cold, mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cold):
+        ones = updates(args, peak, add)                          # first ones compile: nothing of an earlier run helps them
     acting(args, peak, add)
     if args.seeds > 1 and "dfp" in args.methods:
         seeds(args, ones, add)

@@ -21,7 +21,8 @@ PLAIN = 3                       # calls before recording: torch must have compil
 
 
 class Graph:
-    """function(*tensors or lists of tensors, of the same shapes at every call) as a graph, recorded anew whenever kind() changes."""
+    """function(*inputs) as a graph, recorded anew whenever kind() changes. Inputs: tensors, or lists and dicts of them, contiguous and
+    of the same shapes at every call."""
 
     def __init__(self, function, kind=lambda: "the only one", generators=(), optimizer=None):
         self.function, self.kind, self.generators = function, kind, generators
@@ -71,7 +72,10 @@ def graphed(algorithm, buffers, batch):
     generators = [a.generator for a in getattr(algorithm, "algorithms", [algorithm])]
     graph = Graph(update if here else algorithm.update, kind, generators, algorithm.optimizer)
     side_by_side(algorithm, graph.stream)
-    return graph if here else lambda starts: graph(batch(starts))
+    if here:
+        return graph
+    # In one piece, as its copies in the graph are: a loss compiled for other strides would be compiled again while recording.
+    return lambda starts: graph(pytree.tree_map(torch.Tensor.contiguous, batch(starts)))
 
 
 def acting(algorithm):

@@ -44,9 +44,12 @@ def main() -> None:
         policy = run.load(folder)
         if policy.stage != "online" or policy.config.method not in ("dfp", "dfp-no-topk"):
             raise UserError(f"{folder} is no run of DFP that has been online")
-        rows = np.fromfile(f"{folder}/online.f32", np.float32)
-        obs_dim = policy.actor.mlp.linears[0].in_features - policy.chunk_dim
-        obs = torch.from_numpy(rows.reshape(-1, 2 * obs_dim + policy.action_dim + 3)[:, :obs_dim].copy())
+        obs_dim, count = policy.actor.mlp.linears[0].in_features - policy.chunk_dim, policy.step - policy.config.offline_steps
+        width = 2 * obs_dim + policy.action_dim + 3
+        rows = np.fromfile(f"{folder}/online.f32", np.float32, count * width) if count else []     # the file may hold more
+        if not count or len(rows) < count * width:
+            raise UserError(f"{folder} has no online transitions, or not all of them")
+        obs = torch.from_numpy(rows.reshape(count, width)[:, :obs_dim].copy())
         generator = torch.Generator().manual_seed(0)
         found = compare(policy, obs[torch.randperm(len(obs), generator=generator)[: args.states]], generator)
         print(f"{folder}: " + ", ".join(f"{name} {value:.3g}" for name, value in found.items()))
