@@ -56,7 +56,7 @@ class Config:
     method: str = knob("dfp", "algorithm", "online", METHODS)
     preset: str = knob("paper", "set of values: the paper's, a small one for a CPU, the released code's, or Table 8's", "run", PRESETS)
     seed: int = knob(0, "seed of the run: initial weights, batches, noise, environments")
-    seeds: int = knob(1, "so many independent runs at once, --seed and the following ones, batched on one device", "run")
+    seeds: int = knob(1, "number of independent runs, from --seed upwards, batched on one device", "run")
 
     # ---- how long (paper: 1M + 1M, Table 5)
     offline_steps: int = knob(1_000_000, "gradient steps of stage 1", "run")
@@ -198,7 +198,7 @@ def preset_values(preset: str, task: str, family: str) -> dict:
     return {}
 
 
-# One thread: a second one makes such small updates a third faster, and is missing where the simulator should run meanwhile.
+# One thread: a second makes such small updates a third faster, but takes the core that the simulator needs meanwhile.
 QUICK = dict(threads=1, hidden=128, batch_size=128, offline_steps=8_000, online_steps=16_000, warmup=500,
              eval_every=4_000, eval_episodes=20, final_episodes=50, log_every=100, data_size=100_000)
 QUICK_TASK = {

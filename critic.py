@@ -40,8 +40,8 @@ class Critic(nn.Module):
         self.offsets = nn.ParameterList(torch.zeros(ensemble, 1, h) for h in hidden)
 
     def forward(self, obs: Tensor, chunk: Tensor) -> Tensor:
-        """Every member's opinion: obs [..., O], chunk [..., D] -> [E, ...]. No trailing 1 is left: (B, 1) minus (B,) would
-        broadcast to (B, B) without a word."""
+        """Each member's Q: obs [..., O], chunk [..., D] -> [E, ...]. No trailing 1 is left: (B, 1) minus (B,) would
+        silently broadcast to (B, B)."""
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
         x = x.reshape(-1, dim).expand(len(self.biases[0]), -1, -1)                                  # [E, B, O+D]

@@ -5,7 +5,8 @@
 
 A transition: observations [O], actions [A], rewards, masks (0 = the task terminated here), terminals (1 = the episode
 ends here, for whatever reason), next_observations [O]. Termination and the mere end of an episode are two different
-arrays throughout: the critic stops bootstrapping at the first, chunks must not run across the second.
+arrays: the critic stops bootstrapping at the first, chunks must not run across the second. (Robomimic's files have one
+for both.)
 
     python data.py --task square                 what a run of this task would train on; fetches or generates what is missing
     python data.py --task square --picture       ... drawn: lengths, paths of hand and object (figures/data-square.png)
@@ -146,7 +147,7 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def make_buffer(config, dataset: dict, device="cpu") -> ReplayBuffer:
     """The buffer of a run that trains on `device`. The data lie there too, unless they come in shards or --data-device says
-    otherwise: those stay on disk, and the memory that happens to be free keeps what was read."""
+    otherwise: shards stay on disk, cached in whatever memory is free."""
     from tools.shards import ShardBuffer
     in_shards = "records" in dataset
     where = config.data_device if config.data_device != "auto" else "cpu" if in_shards else device

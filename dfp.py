@@ -135,7 +135,8 @@ class DFP:
         bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
         info = {f"bc_{name}": value for name, value in info.items()}
-        # What the loss value cannot show (it hardly changes, by construction): do samples differ, are they close?
+        # What the loss value cannot show (it hardly changes, by construction): do samples differ, are they close (to whole
+        # chunks, what is past an episode's end included)?
         with torch.no_grad():
             info |= {"bc_loss": bc_loss.mean(), "bc_error": (generated - data).abs().mean(),
                      "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
@@ -185,7 +186,7 @@ class DFP:
 
     # ------------------------------------------------------------------------------------------ plumbing
     def candidate_precision(self):
-        """bf16 in the hidden layers of passes that carry no gradient and only rank, where bf16_pays (--precision fp32: off)."""
+        """bf16 in the hidden layers of passes that carry no gradient, where bf16_pays (--precision fp32: off)."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def draw_noise(self, batch_size: int) -> dict[str, Tensor]:

@@ -66,10 +66,10 @@ def drift_loss(
                           include one of 1 or more, or all samples may collapse onto the mean (README, a picture).
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
                           for chunk steps that lie past an episode's end.
-    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1
+    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; DFP gives none, nor further negatives
 
-    Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance
-    that serves as unit of length, and "force_rms_<R>", the root mean square of each temperature's force before it is
+    Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
+    of which temperatures are shares, and "force_rms_<R>", the root mean square of each temperature's force before it is
     normalised. Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs
     in float32 under autocast; float64 inputs stay float64.
 
@@ -132,7 +132,7 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
     unit = (scale / D**0.5).clamp_min(1e-3)       # coordinates are measured in units of the typical coordinate gap
     distance = distance / scale.clamp_min(1e-3)
-    # 100 scaled distances push a sample's own copy out of both softmaxes: it must not repel itself.
+    # 100 scaled distances push a sample's own copy out of both softmaxes: at distance 0 it would take nearly all the weight.
     distance = distance + 100.0 * torch.eye(G, G + M + P, dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []

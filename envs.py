@@ -5,7 +5,7 @@
     obs, reward, terminated, truncated, info = env.step(action)     obs float32 [O], action [A] in [-1, 1]
 
 What all tasks share:
-    terminated   the task is done: nothing follows, the critic's mask is 0. Only success terminates here.
+    terminated   the task is done: nothing follows, the critic's mask is 0. In the paper's, only success terminates.
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).

@@ -37,7 +37,7 @@ class MLP(nn.Module):
         for linear in self.linears[:-1]:
             x = gelu(linear(x))
         # The last layer always runs in float32: under autocast (candidate passes, see dfp.py) the hidden layers are
-        # bf16, whose 8 bits of mantissa cannot tell Q = -100.0 from -100.4.
+        # bf16, whose 8 bits of mantissa cannot tell Q = -100.0 from -100.2.
         with torch.autocast(x.device.type, enabled=False):
             return self.linears[-1](x.to(self.linears[-1].weight.dtype))
 

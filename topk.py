@@ -8,7 +8,7 @@ stand-in can: draw N actions from pi_old, keep the K that the critic likes best,
 
 and the drift does the rest. With rho = K/N fixed and N -> infinity this is the drift towards pi_old restricted to the
 best rho of its mass (Proposition 1, Eq. 17). The critic only *ranks*: no gradient of Q is taken, so its slopes, the
-worst part of a learned Q, are never trusted, and every positive is an action that the policy could have made.
+worst part of a learned Q, are never trusted, and every positive is an action that pi_old could have made.
 
 The same selection with K = 1 acts and bootstraps: the best of N' samples of the current policy (Alg. 1, line 1).
 

@@ -1,4 +1,4 @@
-"""Stage 1: the drift policy and its critic from the data alone  (Sec. 5.1; Alg. 1 without lines 1-2, lambda = 0).
+"""Stage 1: the drift policy and its critic from the data alone  (Sec. 5.1; Alg. 1 without lines 1-2; lambda = 0 but for Table 8).
 
     python train_offline.py --task square                       writes offline.pt, which train_online.py starts from
 
@@ -25,12 +25,12 @@ from tools.graph import graphed
 
 
 def set_precision(config: Config) -> None:
-    """Of what is trained: TF32, on CUDA, or not. (Candidates: DFP.candidate_precision.)"""
+    """Of passes that train: TF32 on CUDA, or fp32. (Candidates: DFP.candidate_precision.)"""
     torch.set_float32_matmul_precision("high" if config.precision == "auto" else "highest")
 
 
 def prepare(config: Config, given: set[str], first=None):
-    """Everything a stage works with. Nothing is written before all of it has been checked. first: a run of another seed, whose
+    """Everything a stage works with. Of the run, nothing is written before all of it has been checked. first: a run of another seed, whose
     data and evaluating simulators this one shares."""
     for name in ("device", "data_device"):
         if getattr(config, name) == "cuda" and not torch.cuda.is_available():
@@ -89,7 +89,7 @@ def interruptible(ts):
         for s in old:
             signal.signal(s, signal.SIG_IGN)                     # a second Ctrl-C must not spoil the saving
         for t in ts:
-            if not t.busy:                                       # in the middle of a step: one of several, not yet in lock-step
+            if not t.busy:                                       # busy: one of several, stopped in mid-step on its way to lock-step
                 states.save(t)
         words = [w for w in sys.argv if w != "--resume"] + ["--resume"]
         if t.config.data == "auto":                              # hosts may come and go; the run's data do not
@@ -106,7 +106,7 @@ def interruptible(ts):
 
 @contextlib.contextmanager
 def saying_where(t):
-    """What simulators and evaluation complain of, with the step."""
+    """Adds the step to errors of simulators and of the evaluation."""
     try:
         yield
     except UserError as error:

@@ -91,7 +91,7 @@ class Collector:
         self.simulator.send(0, "reset", envs.training_seed(self.t.config.seed, self.t.episode - 1))
 
     def start(self) -> None:
-        """A simulator, in the middle of an episode where a run goes on: from its seed, its actions lead to the same state again."""
+        """A simulator; a resumed run replays its episode's actions from its seed to come back to the same state."""
         t, online = self.t, self.t.buffer.online
         self.simulator = Simulators(functools.partial(envs.make, envs.task(t.config.task)), 1)
         if self.first is None:

@@ -43,7 +43,7 @@ def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
     """du/dt along a path of velocity v, r fixed: the JVP of u(z, r, t) in the direction (v, 0, 1). It carries no gradient.
 
     u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. u must not be a compiled module itself: tangents
-    can be lost inside one without a word. Compile from outside, around this call (as DFP does).
+    can be silently lost inside one. Compile from outside, around this call (as DFP does).
     """
     with torch.no_grad():                            # switches off reverse mode alone; tangents are still computed
         return torch.func.jvp(lambda z, t: u(z, r, t), (z, t), (v, torch.ones_like(t)))[1]

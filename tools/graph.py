@@ -5,9 +5,9 @@ launched once, and holds the critic's kernels beside the actor's: neither trains
     update = graphed(algorithm, [buffer], buffer.chunks)
     info = update(starts)                # starts: where the batch's chunks begin, see data.ReplayBuffer
 
-The first updates run as they are written, which also compiles them; then one is recorded, and replayed from there on, with the
-starts copied to where the recorded ones lay and the generators moved on as by the update itself. It is recorded again where the
-update becomes another one, as stage 2 begins. What it returns is overwritten by the next.
+The first updates run as they are written, which also compiles them; then one is captured, and replayed from there on, with the
+starts copied into the captured tensor and the generators advanced as by the update itself. It is captured anew when the update
+changes, as stage 2 begins. What it returns is overwritten by the next.
 
 The starts are drawn outside, as there is one more row to draw from with every step. Data that are not on the GPU are looked up
 outside too: then the graph begins with the batch.
@@ -50,7 +50,7 @@ class Graph:
         for generator in self.generators:
             self.graph.register_generator_state(generator)
         for group in self.groups:
-            group["capturable"] = True                           # Adam only asks whether one knows; its fused form always is
+            group["capturable"] = True                           # Adam only checks the flag: its fused form always is
         with torch.cuda.graph(self.graph, stream=self.stream):
             self.outputs = self.function(*self.inputs)
         for group in self.groups:
