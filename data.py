@@ -111,6 +111,10 @@ class ReplayBuffer:
         return {name: part if name in ("observations", "actions") else part[..., 0]
                 for name, part in zip(FIELDS, steps.split(self.widths, dim=-1))}
 
+    def transitions(self, index: Tensor) -> dict[str, Tensor]:
+        """All FIELDS of the rows with these numbers."""
+        return self.fields(self.rows("steps", index)) | {"next_observations": self.rows("next_observations", index)}
+
     def rows(self, name: str, index: Tensor) -> Tensor:
         """"steps" or "next_observations" of the rows with these numbers: the data's, and behind them the online ones."""
         n = self.offline_size

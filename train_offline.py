@@ -30,8 +30,8 @@ def set_precision(config: Config) -> None:
 
 
 def prepare(config: Config, given: set[str], first=None):
-    """Everything a stage works with. Of the run, nothing is written before all of it has been checked. first: a run of another seed, whose
-    data and evaluating simulators this one shares."""
+    """Everything a stage works with. Of the run, nothing is written before all of it has been checked. first: a run of another
+    seed, whose data and evaluating simulators this one shares."""
     for name in ("device", "data_device"):
         if getattr(config, name) == "cuda" and not torch.cuda.is_available():
             raise UserError(f"--{name.replace('_', '-')} cuda: this torch sees no GPU; auto takes what there is")

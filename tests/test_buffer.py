@@ -24,10 +24,6 @@ def make_dataset(lengths, terminated, seed, obs_dim=3, action_dim=2):
                 next_observations=rng.normal(size=(n, obs_dim)).astype(np.float32))
 
 
-def fields(buffer, index):
-    return buffer.fields(buffer.rows("steps", index)) | {"next_observations": buffer.rows("next_observations", index)}
-
-
 def check_against_loop(buffer, rows, starts, chunk):
     batch = buffer.chunks(torch.tensor(starts))
     for b, start in enumerate(starts):
@@ -98,7 +94,7 @@ def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
     one, two = buffer.chunks(starts), other.chunks(starts)
     assert all(torch.equal(one[name], two[name]) for name in one)
     ended = [i for i, (terminated, truncated, lost, _) in enumerate(steps) if terminated or truncated or lost]
-    assert fields(other, torch.arange(4, other.size))["terminals"].nonzero().flatten().tolist() == ended
+    assert other.transitions(torch.arange(4, other.size))["terminals"].nonzero().flatten().tolist() == ended
 
 
 def test_nothing_of_another_episode_enters_a_loss():
@@ -133,7 +129,7 @@ def test_truncation_and_termination_stay_apart():
     buffer = ReplayBuffer(make_dataset([3], [True], 0), 4, 1, GAMMA)
     for terminated, truncated in ((True, False), (False, True), (False, False)):
         buffer.add(np.zeros(3), np.zeros(2), 0.0, terminated, truncated, np.zeros(3))
-    found = fields(buffer, torch.arange(3, 6))
+    found = buffer.transitions(torch.arange(3, 6))
     assert found["masks"].tolist() == [0, 1, 1] and found["terminals"].tolist() == [1, 1, 0]
 
 
@@ -147,7 +143,7 @@ def test_online_part_survives_saving():
     buffer.end_episode()                                                       # a simulator was lost after the third
     other.load_online(first, buffer.cuts)
     assert other.size == 13 and other.cuts == [2]
-    one, two = (fields(b, torch.arange(13)) for b in (buffer, other))
+    one, two = (b.transitions(torch.arange(13)) for b in (buffer, other))
     assert list(one) == list(FIELDS) and all(torch.equal(one[name], two[name]) for name in FIELDS)
     with pytest.raises(UserError, match="--online-steps"):
         ReplayBuffer(dataset, 2, 2, GAMMA).load_online(first, [])

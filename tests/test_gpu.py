@@ -5,11 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-import envs
 import run
-import toy
-import train_online
-from config import METHODS, TASKS, build
+from config import METHODS, build
 from data import FIELDS, ReplayBuffer
 from test_dfp import A, OBS
 from tools import graph
@@ -136,19 +133,11 @@ def test_batches_from_the_gpu_equal_those_from_memory():
     assert not buffers[0].data["steps"].is_cuda and all(value.is_cuda for value in moved.values())
 
 
-def test_both_stages_on_the_gpu(tmp_path):
+def test_both_stages_on_the_gpu(train):
     """With and without the graph, killed half way or not: the same numbers, up to rounding."""
-    toy.write_data(tmp_path / "toy.npz")
-    envs.register("toy", toy.Toy, toy.TASK.horizon)
-    knobs = dict(task="toy", data=str(tmp_path / "toy.npz"), preset="quick", precision="fp32", hidden=16, layers=2, batch_size=8, device="cuda",
-                 offline_steps=12, online_steps=40, warmup=10, eval_every=20, eval_episodes=3, log_every=4, workers=1)
-    try:
-        folders = [train_online.train(out=str(tmp_path / "fast"), **knobs), train_online.train(out=str(tmp_path / "plain"), compile=False, **knobs)]
-        train_online.train(out=str(tmp_path / "cut"), **knobs | dict(online_steps=20))
-        folders.append(train_online.train(out=str(tmp_path / "cut"), resume=True, **knobs))
-    finally:
-        del envs.TABLE["toy"]
-        TASKS.remove("toy")
+    folders = [train("fast", device="cuda", compile=True), train("plain", device="cuda")]
+    train("cut", device="cuda", compile=True, online_steps=20)
+    folders.append(train("cut", device="cuda", compile=True, resume=True))
     first, *others = [read_rows(folder / "train.csv") for folder in folders]
     for other in others:
         other = {row["step"]: row for row in other}

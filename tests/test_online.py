@@ -51,8 +51,7 @@ def parts(act, obs_dim=2, action_dim=1, task="lift", seed=7):
 
 def online(t):
     """What t's buffer holds of its own, by field."""
-    index = torch.arange(4, t.buffer.size)
-    return t.buffer.fields(t.buffer.rows("steps", index)) | {"next_observations": t.buffer.rows("next_observations", index)}
+    return t.buffer.transitions(torch.arange(4, t.buffer.size))
 
 
 def stored(t):

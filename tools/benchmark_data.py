@@ -33,8 +33,7 @@ def random_file(path: Path, rows: int, task: envs.Task, qpos: int) -> None:
 
 def plain(dataset: dict) -> dict:
     """The same rows as ReplayBuffer wants them."""
-    buffer, index = shards.ShardBuffer(dataset, 0, 1, 1.0), torch.arange(len(dataset["records"]))
-    return buffer.fields(buffer.rows("steps", index)) | {"next_observations": buffer.rows("next_observations", index)}
+    return shards.ShardBuffer(dataset, 0, 1, 1.0).transitions(torch.arange(len(dataset["records"])))
 
 
 def seconds(buffer, batches: int, before=lambda: None) -> float:

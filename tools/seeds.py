@@ -1,8 +1,7 @@
 """Several seeds in one process: as many independent runs as one device can take, updated as one.
 
-A network of 4 x 512 does not fill a large GPU. Here the parameters of S algorithms,
-which differ by their seed alone, lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay
-what they are, each with its own noise, batches and state: their parameters, and Adam's moments, are views into those tensors,
+A network of 4 x 512 does not fill a large GPU. Here the parameters of S algorithms, which differ by their seed alone, lie in one
+tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay what they are, each with its own noise, batches and state: their parameters, and Adam's moments, are views into those tensors,
 so that acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added,
 or, where candidates pass in bf16, up to its rounding.
 
