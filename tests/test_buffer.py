@@ -144,6 +144,7 @@ def test_online_part_survives_saving():
     other.load_online(first, buffer.cuts)
     assert other.size == 13 and other.cuts == [2]
     one, two = (b.transitions(torch.arange(13)) for b in (buffer, other))
+    assert all(np.array_equal(one[name][:10], dataset[name]) for name in FIELDS)
     assert list(one) == list(FIELDS) and all(torch.equal(one[name], two[name]) for name in FIELDS)
     with pytest.raises(UserError, match="--online-steps"):
         ReplayBuffer(dataset, 2, 2, GAMMA).load_online(first, [])
