@@ -1,13 +1,14 @@
-"""Every knob, once: name, default, meaning; then what the paper changes per task (Tables 5 and 8) and what presets change.
+"""Every knob, once: name, default, meaning. Then what the paper changes per task (Tables 5 and 8) and what presets do.
 
-tools/command_line.py makes the command line from the dataclass: field `topk_weight` is the option --topk-weight. Precedence:
+tools/training/command_line.py makes options of them: `topk_weight` is --topk-weight. Precedence:
 
     option on the command line  >  preset  >  task and method table  >  default
 
 Knobs belong to a group, and the group decides who must agree with whom:
     both     read by stage 1 (offline): a checkpoint offline.pt may only be reused where all of them agree
     online   read by stage 2 alone: siblings that differ only here share offline.pt
-    run      how much is run, and how: free to change on --resume (preset and data name the folder; offline_steps until stage 1 ends)
+    run      how much is run, and how: free to change on --resume (preset and data name the folder; offline_steps until
+             stage 1 ends)
 """
 import dataclasses
 import difflib
@@ -16,16 +17,18 @@ import reprlib
 from dataclasses import dataclass, field, fields
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
-METHODS = {          # name: (family, its own settings as App. A.2 has them); within a family equal knobs mean an equal stage 1
+# name: (family, its own settings as App. A.2 has them); within a family equal knobs mean an equal stage 1
+METHODS = {
     "bfn": ("bfn", dict(chunk=1, best_of=4)), "qc-bfn": ("bfn", dict(best_of=32)),
     "fql": ("fql", dict(chunk=1, best_of=1)), "qc-fql": ("fql", dict(best_of=1)),
     "mvp": ("mvp", dict(best_of=16)), "mvp-topk": ("mvp", dict(best_of=16)),
     "dfp": ("dfp", {}), "dfp-no-topk": ("dfp", {}),
 }
-DRIFT, FLOW, FQL, MVP = ("dfp", "dfp-no-topk"), ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql"), ("mvp", "mvp-topk")
+# Who reads which knobs.
+DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
+FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
 TOPK = (*DRIFT, "mvp-topk")
 SOURCES = ("auto", "official", "generated")          # of data, besides a file of one's own
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
 
 
 class UserError(Exception):
@@ -37,24 +40,13 @@ def knob(default, help, group="both", choices=None, only=()):
     return field(default=default, metadata={"help": help, "group": group, "choices": choices, "only": only})
 
 
-def wrong_type(f: dataclasses.Field, value) -> str:
-    """Why this is no value for the knob, whichever its range; "" if it is one. An int may stand for a float, a bool for nothing else."""
-    kind, choices = type(f.default), f.metadata["choices"]
-    numeric = (int, float) if kind in (float, tuple) else kind
-    several = value if isinstance(value, tuple) else (value,)
-    if isinstance(value, tuple) != (kind is tuple) or not all(isinstance(v, numeric) and isinstance(v, bool) == (kind is bool) for v in several):
-        return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
-    if kind in (int, float, tuple) and not all(abs(v) < 2**31 for v in several):                  # nor is nan
-        return f"must be below 2^31, and is {reprlib.repr(value)}"
-    return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}" if choices and value not in choices else ""
-
-
 @dataclass
 class Config:
     # ---- what to run
     task: str = knob("square", "task name; --task list prints them all")
     method: str = knob("dfp", "algorithm", "online", METHODS)
-    preset: str = knob("paper", "set of values: the paper's, a small one for a CPU, the released code's, or Table 8's", "run", PRESETS)
+    preset: str = knob("paper", "set of values: the paper's, a small one for a CPU, the released code's, or Table 8's",
+                       "run", PRESETS)
     seed: int = knob(0, "seed of the run: initial weights, batches, noise, environments")
     seeds: int = knob(1, "number of independent runs, from --seed upwards, batched on one device", "run")
 
@@ -76,7 +68,7 @@ class Config:
     # ---- the policy (Table 5)
     chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
     num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)", only=DRIFT)
-    temperatures: tuple[float, ...] = knob((0.05,), "h: kernel widths of the drift loss (Table 5, per task)", only=DRIFT)
+    temperatures: tuple = knob((0.05,), "h: kernel widths of the drift loss (Table 5, per task)", only=DRIFT)
     best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5, per task and method)")
     bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)", only=DRIFT + MVP)
     mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
@@ -96,13 +88,15 @@ class Config:
     time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)", only=MVP)
 
     # ---- data
-    data: str = knob("auto", "auto, official (files of the benchmark), generated (in the simulator), or a file of your own", "run")
-    data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and ogbench keep them)", "run")
-    data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; of official sets in many files, to use; "
-                             "0 = 300, 1M or all")
-    data_device: str = knob("auto", "where the buffer lies: auto = where training happens, but sets in many files on disk", "run",
-                            ("auto", "cpu", "cuda"))
-    mix_size: int = knob(1_000_000, "sets in many files count for at most this many transitions when online batches are mixed", "online")
+    data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own", "run")
+    data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
+                         "ogbench keep them)", "run")
+    data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; of official sets in "
+                          "many files, to use; 0 = 300, 1M or all")
+    data_device: str = knob("auto", "where the buffer lies: auto = where training happens, sets in many files on disk",
+                            "run", ("auto", "cpu", "cuda"))
+    mix_size: int = knob(1_000_000, "sets in many files count for at most so many transitions in an online batch",
+                         "online")
     goal_share: float = knob(0.0, "generated OGBench data: share of transitions from noisy episodes aimed at the goal")
 
     # ---- evaluation and running
@@ -111,37 +105,14 @@ class Config:
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", "run")
     log_every: int = knob(500, "steps between rows of train.csv", "run")
     device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
-    precision: str = knob("auto", "auto: bf16 for gradient-free candidate passes where the hardware is faster so, TF32 on CUDA; fp32: neither",
-                          choices=("auto", "fp32"))
+    precision: str = knob("auto", "auto: bf16 for passes without a gradient where the hardware is faster so, TF32 on "
+                          "CUDA; fp32: neither", choices=("auto", "fp32"))
     compile: bool = knob(True, "torch.compile the losses", "run")
     workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", "run")
     threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", "run")
     out: str = knob("runs", "folder that run folders are made in", "run")
     resume: bool = knob(False, "continue an unfinished run in its folder", "run")
     log: str = knob("csv", "tracker besides the CSV files", "run", ("csv", "tensorboard", "wandb"))
-
-    def check(self) -> None:
-        """Raises UserError for values that cannot work, before anything is written."""
-        def need(ok, message):
-            if not ok:
-                raise UserError(message)
-        for f in fields(self):
-            wrong = wrong_type(f, getattr(self, f.name))
-            need(not wrong, f"--{f.name.replace('_', '-')} {wrong}")
-        for name in ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed"):
-            need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
-        for name in ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of",
-                     "num_candidates", "top_k", "flow_steps", "time_std", "seeds", "mix_size", "eval_every", "eval_episodes",
-                     "final_episodes", "log_every"):
-            need(getattr(self, name) > 0, f"--{name.replace('_', '-')} must be positive")
-        for name in ("discount", "target_rate", "ema_rate"):
-            need(0 < getattr(self, name) <= 1, f"--{name.replace('_', '-')} must lie in (0, 1]")
-        need(0 <= self.goal_share <= 1, "--goal-share must lie in [0, 1]")
-        for name in ("bc_weight", "topk_weight", "distill_weight", "ivc_weight"):
-            need(getattr(self, name) >= 0, f"--{name.replace('_', '-')} must not be negative")
-        need(self.temperatures and all(t > 0 for t in self.temperatures), "--temperatures must be positive numbers")
-        need(self.top_k <= self.num_candidates,
-             f"--top-k {self.top_k} cannot exceed --num-candidates {self.num_candidates}: K of N are kept")
 
     def plain(self) -> dict:
         """The knobs as a file gives them back: tuples as lists."""
@@ -169,19 +140,20 @@ TABLE_8 = {
     "puzzle-4x4-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=32, top_k=16),
 }
 
-
-# App. A.2, where it departs from the defaults. The tasks of Table 8 alone are missing there: FQL's alpha as in FQL's own README.
+# App. A.2, where it departs from the defaults. The tasks of Table 8 alone are missing there: FQL's alpha as in FQL's
+# own README.
 BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
-          "puzzle": dict(distill_weight=1000.0)}
+             "puzzle": dict(distill_weight=1000.0)}
 
 
 def task_values(task: str) -> dict:
-    """Table 5's per-task values and the baselines'. The four tasks of Table 8 that Table 5 lacks take OGBench's, with Table 8's
-    lambda, h, N and K."""
+    """Table 5's per-task values and the baselines'. The four tasks of Table 8 that Table 5 lacks take OGBench's, with
+    Table 8's lambda, h, N and K."""
     if task in ROBOMIMIC:
         return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2, distill_weight=10_000.0)
     baselines = next((values for name, values in BASELINES.items() if task.startswith(name)), {})
-    return dict(temperatures=(0.05,), best_of=16, top_k=4) | baselines | (TABLE_8.get(task, {}) if task not in OGBENCH else {})
+    offline_rl = TABLE_8.get(task, {}) if task not in OGBENCH else {}
+    return dict(temperatures=(0.05,), best_of=16, top_k=4) | baselines | offline_rl
 
 
 def preset_values(preset: str, task: str, family: str) -> dict:
@@ -191,8 +163,8 @@ def preset_values(preset: str, task: str, family: str) -> dict:
     if preset == "offline-rl":
         if task not in TABLE_8:
             raise UserError(f"--preset offline-rl has values for {', '.join(TABLE_8)} only (Table 8), not for {task}")
-        own = TABLE_8[task] | dict(chunk=1, best_of=1, topk_offline=True) if family == "dfp" else {}     # baselines as they are
-        return own | dict(online_steps=0, warmup=0)
+        own = dict(chunk=1, best_of=1, topk_offline=True) | TABLE_8[task]
+        return (own if family == "dfp" else {}) | dict(online_steps=0, warmup=0)         # baselines as they are
     if preset == "quick":        # the same algorithm at a smaller size
         return QUICK | QUICK_TASK.get(task, {})
     return {}
@@ -202,21 +174,26 @@ def preset_values(preset: str, task: str, family: str) -> dict:
 QUICK = dict(threads=1, hidden=128, batch_size=128, offline_steps=8_000, online_steps=16_000, warmup=500,
              eval_every=4_000, eval_episodes=20, final_episodes=50, log_every=100, data_size=100_000)
 QUICK_TASK = {
-    # As many demonstrations as the official sets hold, or nearly: with 100 the critic overfits, and the best of N' by such a
-    # critic is worse than the raw policy.
+    # As many demonstrations as the official sets hold, or nearly: with 100 the critic overfits, and the best of N' by
+    # such a critic is worse than the raw policy.
     "lift": dict(data_size=300),
-    # These two need more updates, so their networks are narrower. One of an eighth of the paper's width takes a larger learning rate:
-    # on square it imitates better after 24,000 updates with 1e-3 than after 40,000 with 3e-4; results/batch compares more. Their
-    # episodes are long, so they are evaluated less often.
+    # These two need more updates, so their networks are narrower. One of an eighth of the paper's width takes a larger
+    # learning rate: on square it imitates better after 24,000 updates with 1e-3 than after 40,000 with 3e-4;
+    # results/batch compares more. Their episodes are long, so they are evaluated less often.
     "can": dict(data_size=200, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=12_000),
     "square": dict(data_size=200, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=24_000),
-    # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its name. Two cubes
-    # are two tasks, one after the other: with 3e-4 and 8,000 + 16,000 steps none was completed.
+    # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its
+    # name. Two cubes are two tasks, one after the other: with 3e-4 and 8,000 + 16,000 steps none was completed.
     "cube-single-task2": dict(data_size=40_000, goal_share=0.5),
 } | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in OGBENCH}
 
 
-# ------------------------------------------------------------------------------------------------- one Config of them all
+# ------------------------------------------------------------------------------------------------- one Config
+def option_name(name: str) -> str:
+    """topk_weight -> --topk-weight"""
+    return "--" + name.replace("_", "-")
+
+
 def nearest(word: str, known) -> str:
     """'lst' -> "; did you mean 'lift'?" """
     close = difflib.get_close_matches(str(word), known, 1, 0.4)
@@ -242,7 +219,7 @@ def build(given: dict) -> Config:
         raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
     for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):
         if name in given and only and method not in only:
-            raise UserError(f"--method {method} does not read --{name.replace('_', '-')}; it belongs to {', '.join(only)}")
+            raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to {', '.join(only)}")
     values = task_values(task) | method_values | preset_values(preset, task, family)
     if method == "dfp-no-topk":
         values["topk_weight"] = 0.0                      # Table 2's ablation, whatever the preset says
@@ -251,15 +228,66 @@ def build(given: dict) -> Config:
     if "eval_episodes" in given:
         values["final_episodes"] = given["eval_episodes"]
     config = Config(**values | given)
-    config.check()
+    check(config)
     if config.data not in SOURCES and not os.path.isfile(config.data):
-        raise UserError(f"--data {config.data!r} is none of {', '.join(SOURCES)}{nearest(config.data, SOURCES)} Nor is it a file")
+        raise UserError(f"--data {config.data!r} is none of {', '.join(SOURCES)}{nearest(config.data, SOURCES)} "
+                        "Nor is it a file")
     return config
 
 
 def from_plain(knobs: dict) -> Config:
-    """What Config.plain() gave, from a file. A knob that the file's version did not know has its default. UserError."""
+    """What Config.plain() gave, from a file. A knob that the file lacks has its default."""
     known_only(knobs)
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
-    config.check()
+    check(config)
     return config
+
+
+# ------------------------------------------------------------------------------------------------- values that can work
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
+NOT_NEGATIVE = ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed", "bc_weight",
+                "topk_weight", "distill_weight", "ivc_weight")
+POSITIVE = ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of", "num_candidates",
+            "top_k", "flow_steps", "time_std", "seeds", "mix_size", "eval_every", "eval_episodes", "final_episodes",
+            "log_every")
+RATES = ("discount", "target_rate", "ema_rate")
+
+
+def check(config: Config) -> None:
+    """UserError for values that cannot work, before anything is written."""
+    for f in fields(config):
+        value, problem = getattr(config, f.name), problem_with(f, getattr(config, f.name))
+        if not problem and f.name in NOT_NEGATIVE and value < 0:
+            problem = "must not be negative"
+        if not problem and f.name in POSITIVE and value <= 0:
+            problem = "must be positive"
+        if not problem and f.name in RATES and not 0 < value <= 1:
+            problem = "must lie in (0, 1]"
+        if problem:
+            raise UserError(f"{option_name(f.name)} {problem}")
+    if not 0 <= config.goal_share <= 1:
+        raise UserError("--goal-share must lie in [0, 1]")
+    if not config.temperatures or min(config.temperatures) <= 0:
+        raise UserError("--temperatures must be positive numbers")
+    if config.top_k > config.num_candidates:
+        raise UserError(f"--top-k {config.top_k} cannot exceed --num-candidates {config.num_candidates}: "
+                        "K of N are kept")
+
+
+def problem_with(f: dataclasses.Field, value) -> str:
+    """Why this is no value for the knob, whatever its range; "" if it is one. An int may stand for a float."""
+    kind, choices = type(f.default), f.metadata["choices"]
+    values = value if isinstance(value, tuple) else (value,)
+    if not (isinstance(value, tuple) == (kind is tuple) and all(_is_a(kind, v) for v in values)):
+        return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
+    if kind in (int, float, tuple) and not all(abs(v) < 2**31 for v in values):                   # nor is nan
+        return f"must be below 2^31, and is {reprlib.repr(value)}"
+    if choices and value not in choices:
+        return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
+    return ""
+
+
+def _is_a(kind: type, value) -> bool:
+    if isinstance(value, bool):                  # Python takes a bool for an int
+        return kind is bool
+    return isinstance(value, (int, float) if kind in (float, tuple) else kind)

@@ -2,13 +2,13 @@
 
 The policy commits to H actions at a time, so the critic values a chunk, and one backup jumps H steps:
 
-    y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]       (Eq. 1)
+    y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]     (Eq. 1)
 
-m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in which the episode
-ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by the chunks that
-end with it. The H-step return is unbiased although the data are off-policy, because Q is asked about exactly the chunk that
-was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here, as in the released code, a'
-is the best of N' samples, see topk.py.
+m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in which the
+episode ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by the
+chunks that end with it. The H-step return is unbiased although the data are off-policy, because Q is asked about
+exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here,
+as in the released code, a' is the best of N' samples, see topk.py.
 
 Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
 
@@ -22,8 +22,9 @@ from policy import MLP, gelu
 
 
 class Critic(nn.Module):
-    """E independent Q-functions, each an MLP as the policy's with a LayerNorm behind every GELU. Their parameters lie in one
-    tensor a layer, so that each layer is one batched product: with such small networks the number of calls is what costs.
+    """E independent Q-functions, each an MLP as the policy's with a LayerNorm behind every GELU. Their parameters lie
+    in one tensor a layer, so that each layer is one batched product: with such small networks the number of calls is
+    what costs.
 
     aggregate: "mean" (Table 5) or "min" (the field's usual, pessimistic choice).
     """
@@ -32,7 +33,8 @@ class Critic(nn.Module):
                  aggregate: str = "mean"):
         super().__init__()
         self.aggregate = aggregate
-        members = [MLP(obs_dim + chunk_dim, hidden, 1).linears for _ in range(ensemble)]            # each with its own initial weights
+        # Each member has initial weights of its own.
+        members = [MLP(obs_dim + chunk_dim, hidden, 1).linears for _ in range(ensemble)]
         self.weights = nn.ParameterList(torch.stack([linear.weight.detach().T for linear in layer])
                                         for layer in zip(*members))                                 # [E, in, out]
         self.biases = nn.ParameterList(torch.zeros(ensemble, 1, w.shape[2]) for w in self.weights)  # [E, 1, out]
@@ -49,7 +51,7 @@ class Critic(nn.Module):
             x = gelu(x @ weight + bias)
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
             x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]
-        with torch.autocast(x.device.type, enabled=False):                    # in float32 for the policy's reason, see MLP
+        with torch.autocast(x.device.type, enabled=False):                    # in float32, for policy.MLP's reason
             q = x.to(self.weights[-1].dtype) @ self.weights[-1] + self.biases[-1]                   # [E, B, 1]
         return q.reshape(-1, *axes)
 
@@ -62,8 +64,8 @@ class Critic(nn.Module):
 
 
 def chunk_return(rewards: Tensor, discount: float) -> Tensor:
-    """sum_{i<H} gamma^i r_{t+i}: rewards [..., H] -> [...]. All H rewards, even where the episode ended before: such chunks
-    have `valid` = 0, and td_loss drops them."""
+    """sum_{i<H} gamma^i r_{t+i}: rewards [..., H] -> [...]. All H rewards, even where the episode ended before: such
+    chunks have `valid` = 0, and td_loss drops them."""
     return rewards @ (discount ** torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device))
 
 
@@ -75,8 +77,8 @@ def td_target(rewards: Tensor, masks: Tensor, next_q: Tensor, discount: float, c
 def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean over members and batch of valid * (q - y)^2: q [E, B], target [B], valid [B] -> [].
 
-    valid is 0 where an episode ended strictly inside the chunk: its later steps belong to another episode. Such rows still
-    count in the denominator (as released); with random starts that is a constant factor close to 1.
+    valid is 0 where an episode ended strictly inside the chunk: its later steps belong to another episode. Such rows
+    still count in the denominator (as released); with random starts that is a constant factor close to 1.
     """
     return (valid * (q - target).square()).mean()
 
@@ -84,9 +86,4 @@ def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 @torch.no_grad()
 def move_towards(average: nn.Module, source: nn.Module, rate: float) -> None:
     """average <- rate * source + (1 - rate) * average, for the target critic (5e-3) and for pi_old (1e-4)."""
-    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), rate)      # one kernel for all of them on a GPU
-
-
-if __name__ == "__main__":            # draws this file's pictures into figures/
-    from tools import figures
-    figures.critic()
+    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), rate)    # one kernel for all on a GPU

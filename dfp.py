@@ -13,7 +13,6 @@ offline setting has L_topK from the first step on, and a pi_old that averages fr
 Axes: B states, N candidates, K positives, G generated, H chunk, A action, D = H*A the flat chunk, O observation.
 """
 import copy
-import functools
 
 import torch
 from torch import Tensor
@@ -24,43 +23,16 @@ from policy import Actor, sample
 from topk import best_action, top_k_actions
 
 
-def compiled(function):
-    """torch.compile(function); where there is no working compiler the function itself, said once."""
-    fast = torch.compile(function)
-
-    def call(*args):
-        nonlocal fast
-        if fast is function:
-            return function(*args)
-        try:
-            return fast(*args)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:                 # torch raises many kinds; the function's own faults come up again below
-            say_once(f"torch.compile does not work here ({type(error).__name__}); going on without it, as --no-compile would")
-            fast = function
-            return function(*args)
-    return call
-
-
-say_once = functools.cache(print)
-
-
-def bf16_pays(device: torch.device) -> bool:
-    """Whether this hardware is faster in bf16. A CPU that only emulates it takes six times as long as in fp32 (a Zen 3), and an
-    Intel that has its vector instructions alone twice as long (a Xeon of the Sapphire Rapids kind without AMX)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    vectors = known.get("avx512_bf16") and not str(known.get("cpu_name")).startswith("Intel")
-    return device.type == "cpu" and bool(vectors or known.get("amx_bf16"))
-
-
 class DFP:
-    """The algorithm with its four networks, optimiser and noise. `config` is a config.Config (or anything with its
-    field names); `device` a torch.device. See update() for the batch."""
+    """The algorithm with its four networks, optimiser and noise. See update() for the batch.
 
-    def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu"):
+    config: a config.Config, or anything with its field names. bf16: whether the hidden layers run in bf16 in passes
+    that carry no gradient, which pays on some hardware.
+    """
+
+    PARTS = ("actor", "actor_old", "critic", "critic_target", "optimizer")             # of its state
+
+    def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu", bf16: bool = False):
         self.config, self.device = config, torch.device(device)
         self.chunk, self.action_dim = config.chunk, action_dim
         self.chunk_dim = D = config.chunk * action_dim
@@ -71,16 +43,15 @@ class DFP:
             self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)
         self.actor_old = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.optimizer = torch.optim.Adam([*self.actor.parameters(), *self.critic.parameters()], lr=config.lr, fused=True)
+        weights = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(weights, lr=config.lr, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        # Offline there is no L_topK (Sec. 5.1), but for the pure offline-RL setting of Table 8, which has it throughout.
+        self.bf16 = bf16
+        # Offline there is no L_topK (Sec. 5.1). Only the pure offline-RL setting of Table 8 has it throughout.
         self.improving = config.topk_offline
-        self.bf16 = config.precision == "auto" and bf16_pays(self.device)
-        if config.compile:           # two functions and not one: the losses share no parameter, and a GPU takes them side by side
-            self.critic_loss, self.actor_loss = compiled(self.critic_loss), compiled(self.actor_loss)
 
     def make_actor(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...]) -> torch.nn.Module:
-        """f_theta. The baselines (baselines/) are this class with another map from noise to action and another actor loss."""
+        """f_theta. The baselines are this class with another map from noise to action and another actor loss."""
         return Actor(obs_dim, chunk_dim, hidden)
 
     def start_online(self) -> None:
@@ -90,7 +61,7 @@ class DFP:
 
     # ------------------------------------------------------------------------------------------ one step of Alg. 1
     def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Lines 3-7 of Algorithm 1. Returns detached 0-d tensors to log; nothing is read back from the device.
+        """Lines 4-7 of Algorithm 1, on the mini-batch of line 3. Returns detached 0-d tensors to log.
 
         batch: observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 = the task
                terminated), next_observations [B, O] (after the chunk), valid [B, H] (0 = past the episode's end)
@@ -98,28 +69,31 @@ class DFP:
                the update is a function of its arguments.
         """
         noise = noise or self.draw_noise(len(batch["rewards"]))
-        critic_loss, critic_info = self.critic_loss(batch, noise["next"])         # both with the parameters before the step
+        # Lines 4-5. Samples of pi_theta, the critic's favourites among the proposals of pi_old, and the loss of theta.
         actor_loss, actor_info = self.actor_loss(batch, noise)
-        self.descend(critic_loss + actor_loss)       # the two share no parameter: one backward pass serves both
+        # Line 6. The Bellman error of phi, at the same parameters: both losses are taken before either is stepped on.
+        critic_loss, critic_info = self.critic_loss(batch, noise)
+        # The gradient step on both, and line 7. They share no parameter, so one backward pass serves both.
+        self.descend(critic_loss + actor_loss)
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
     def descend(self, loss: Tensor) -> None:
-        """One step of Adam on a loss [], and one of each average."""
+        """The gradient step on a loss [], and one step of each average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
-        # Averages first, optimiser second: like the released code, both averages read the parameters from *before* this
-        # step. The lag of one step is harmless; it is kept so that whole updates compare number for number.
+        # Averages first, optimiser second: like the released code, both averages read the parameters from *before*
+        # this step. The lag of one step is harmless. It is kept so that whole updates compare number for number.
         move_towards(self.critic_target, self.critic, self.config.target_rate)
         if self.improving:
-            move_towards(self.actor_old, self.actor, self.config.ema_rate)       # Alg. 1, line 7
-        self.optimizer.step()
+            move_towards(self.actor_old, self.actor, self.config.ema_rate)       # line 7
+        self.optimizer.step()                                                    # theta and phi move here
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_Q(phi), Eq. 1 over chunks: the next chunk a' is the policy's own best of N', valued by the target critic."""
+        """L_Q(phi), Eq. 1 over chunks. The next one, a', is the policy's best of N', valued by the target critic."""
         with torch.no_grad():
             next_obs = batch["next_observations"]
-            next_action = self.choose(next_obs, noise)                                              # [B, D]
+            next_action = self.choose(next_obs, noise["next"])                                      # [B, D]
             next_q = self.critic_target.value(next_obs, next_action)                                # [B]
             target = td_target(batch["rewards"], batch["masks"], next_q, self.config.discount, self.chunk)
         q = self.critic(batch["observations"], batch["actions"].flatten(1))                         # [E, B]
@@ -127,26 +101,33 @@ class DFP:
         return loss, {"critic_loss": loss, "q": q.mean(), "target_q": target.mean()}
 
     def actor_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_BC + lambda L_topK, Eqs. 16 and 18, on shared generated samples."""
-        c, obs, data = self.config, batch["observations"], batch["actions"].flatten(1)[:, None]     # data [B, 1, D]
+        """L_BC + lambda L_topK, Eqs. 18 and 16, on shared generated samples."""
+        c, obs = self.config, batch["observations"]                                                 # [B, O]
+        data = batch["actions"].flatten(1)[:, None]                                                 # [B, 1, D]
+        # Line 4, first half: N_gen samples of pi_theta. Both losses push these.
         generated = sample(self.actor, obs, noise["generated"])                                     # [B, G, D]
 
-        # Eq. 18: the positive is the data's chunk.
-        bc_loss, info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
+        # Line 5, L_BC (Eq. 18): the positive is the data's chunk.
+        bc_loss, bc_info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
-        info = {f"bc_{name}": value for name, value in info.items()}
-        # What the loss value cannot show (it hardly changes, by construction): do samples differ, are they close (to whole
-        # chunks, what is past an episode's end included)?
-        with torch.no_grad():
-            info |= {"bc_loss": bc_loss.mean(), "bc_error": (generated - data).abs().mean(),
-                     "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
+        info = {f"bc_{name}": value for name, value in bc_info.items()} | {"bc_loss": bc_loss.mean()}
+        info |= self.diagnostics(generated, data)
 
         if self.improving and c.topk_weight:
+            # Line 4, second half: the positives are the K best of N candidates of pi_old.
             positives = self.positives(obs, noise["candidates"])                                    # [B, K, D]
-            topk_loss, topk_info = drift_loss(generated, positives, temperatures=c.temperatures)    # Eq. 16
+            # Line 5, L_topK (Eq. 16).
+            topk_loss, topk_info = drift_loss(generated, positives, temperatures=c.temperatures)
             loss = loss + c.topk_weight * topk_loss.mean()
             info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}
         return loss, info | {"actor_loss": loss}
+
+    @torch.no_grad()
+    def diagnostics(self, generated: Tensor, data: Tensor) -> dict[str, Tensor]:
+        """What the loss value cannot show, as it hardly changes, by construction: are samples close to the data, and
+        do they differ? (To whole chunks, what is past an episode's end included.)"""
+        return {"bc_error": (generated - data).abs().mean(),
+                "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
 
     def bc_mask(self, batch) -> Tensor:
         """[B, D]: 0 on the steps of the data's chunk past an episode's end (they belong to the next one), else 1."""
@@ -155,7 +136,9 @@ class DFP:
 
     @torch.no_grad()
     def positives(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """P_K(s), Eq. 15: the K of N proposals of pi_old with the highest Q_phi. obs [B, O], noise [B, N, D] -> [B, K, D]."""
+        """P_K(s), Eq. 15: the K of N proposals of pi_old with the highest Q_phi.
+
+        obs [B, O], noise [B, N, D] -> [B, K, D]"""
         with self.candidate_precision():
             candidates = sample(self.actor_old, obs, noise)                                         # [B, N, D]
             return top_k_actions(candidates, self.critic.value(obs, candidates), self.config.top_k)
@@ -163,36 +146,45 @@ class DFP:
     # ------------------------------------------------------------------------------------------ acting
     @torch.no_grad()
     def choose(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Best of N' samples of pi_theta by Q_phi: obs [B, O], noise [B, N', D] -> [B, D] (Alg. 1 line 1; a' of Eq. 1)."""
+        """Line 1, and a' of Eq. 1: the best of N' samples of pi_theta by Q_phi.
+
+        obs [B, O], noise [B, N', D] -> [B, D]"""
         if noise.shape[1] == 1:                                    # nothing to choose between: the critic is not asked
             return sample(self.actor, obs, noise)[:, 0]
         with self.candidate_precision():
             candidates = sample(self.actor, obs, noise)
             return best_action(candidates, self.critic.value(obs, candidates))
 
-    def act(self, obs, generator=None, best_of: int | None = None, choose=None) -> Tensor:
-        """obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
+    def act(self, obs, generator=None, best_of: int | None = None) -> Tensor:
+        """Line 1. obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
 
-        generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of the
-        other rows. best_of: None = the method's N', 1 = the raw policy. choose: what stands in for self.choose (its CUDA graph).
+        generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of
+        the other rows. best_of: None = the method's N', 1 = the raw policy.
         """
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
-        shape = (best_of or self.config.best_of, self.chunk_dim)
+        noise = self.acting_noise(len(obs), generator, best_of or self.config.best_of)
+        return self.choose(obs, noise).unflatten(1, (self.chunk, self.action_dim))
+
+    def acting_noise(self, n: int, generator, best_of: int) -> Tensor:
+        """Noise for act(): [n, N', D]. Drawn on the CPU, so that every device plays the same episodes."""
         if isinstance(generator, (list, tuple)):
-            noise = torch.stack([torch.randn(shape, generator=g) for g in generator])
+            noise = torch.stack([torch.randn(best_of, self.chunk_dim, generator=g) for g in generator])
         else:
-            noise = torch.randn(len(obs), *shape, generator=generator)
-        return (choose or self.choose)(obs, noise.to(self.device)).unflatten(1, (self.chunk, self.action_dim))
+            noise = torch.randn(n, best_of, self.chunk_dim, generator=generator)
+        return noise.to(self.device)
 
     # ------------------------------------------------------------------------------------------ plumbing
     def candidate_precision(self):
-        """bf16 in the hidden layers of passes that carry no gradient, where bf16_pays (--precision fp32: off)."""
+        """Where bf16 is on: the hidden layers of passes that carry no gradient run in it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def draw_noise(self, batch_size: int) -> dict[str, Tensor]:
+        """What update() takes as its noise."""
         c = self.config
         noise = {"next": self.normal(batch_size, c.best_of), "generated": self.normal(batch_size, c.num_generated)}
-        return noise | ({"candidates": self.normal(batch_size, c.num_candidates)} if self.improving else {})
+        if self.improving:
+            noise["candidates"] = self.normal(batch_size, c.num_candidates)
+        return noise
 
     def normal(self, batch_size: int, count: int, dim: int | None = None) -> Tensor:
         """[B, count, D], or another last dimension, from N(0, I) and this algorithm's own generator."""
@@ -200,18 +192,12 @@ class DFP:
 
     def state_dict(self) -> dict:
         """Everything an interrupted run needs, as tensors and plain data."""
-        return {name: getattr(self, name).state_dict() for name in
-                ("actor", "actor_old", "critic", "critic_target", "optimizer")} | {
-                    "improving": self.improving, "generator": {self.device.type: self.generator.get_state()}}
+        state = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        return state | {"improving": self.improving, "generator": {self.device.type: self.generator.get_state()}}
 
     def load_state_dict(self, state: dict) -> None:
-        for name in ("actor", "actor_old", "critic", "critic_target", "optimizer"):
+        for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.improving = state["improving"]
-        if self.device.type in state["generator"]:                # a generator's state only fits the device it came from
+        if self.device.type in state["generator"]:         # a generator's state only fits the device it came from
             self.generator.set_state(state["generator"][self.device.type])
-
-
-if __name__ == "__main__":            # draws this file's picture into figures/
-    from tools import bandit
-    bandit.draw()

@@ -61,38 +61,26 @@ def drift_loss(
     generated  [B, G, D]  x = f_theta(noise, s), carries the gradient; it is also the negative set, q = pi_theta
     positives  [B, P, D]  samples of the target p, for each state its own
     negatives  [B, M, D]  further samples to move away from, or None
-    temperatures          kernel widths R (Table 5's h) as shares of the batch's mean distance; their forces are added. A small
-                          one sharpens, a large one reaches samples that are still far away: with many positives a state
-                          include one of 1 or more, or all samples may collapse onto the mean (README, a picture).
+    temperatures          kernel widths R (Table 5's h) as shares of the batch's mean distance; their forces are added.
+                          A small one sharpens, a large one reaches samples that are still far away. With many
+                          positives a state include one of 1 or more, or all samples may collapse onto the mean.
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
                           for chunk steps that lie past an episode's end.
     *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; DFP gives none, nor further negatives
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
-    of which temperatures are shares, and "force_rms_<R>", the root mean square of each temperature's force before it is
-    normalised. Raises ValueError where shapes do not fit, for no positive and for a temperature that is not above 0. Runs
-    in float32 under autocast; float64 inputs stay float64.
+    and "force_rms_<R>", the root mean square of each temperature's force before it is normalised. Raises ValueError
+    where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32 under autocast;
+    float64 inputs stay float64.
 
-    The value says nothing about progress: with one temperature its mean over the batch is 1 *by construction* (the force
-    is divided by its own size, unless that is below 1e-4), with n of them at most n^2, and below n only where their forces
-    oppose each other. Where samples have arrived, forces do not vanish but average out over batches. Watch the samples:
-    their distance to the data and their spread. force_rms tells as little: it is also small where all have collapsed.
+    The value says nothing about progress. With one temperature its mean over the batch is 1 *by construction*: the
+    force is divided by its own size. With n of them it is at most n^2. Where samples have arrived, forces do not vanish
+    but average out over batches. So watch the samples: their distance to the data and their spread. force_rms tells as
+    little: it is also small where all samples have collapsed.
     """
-    if generated.dim() != 3 or positives.dim() != 3:
-        raise ValueError(f"expected [B, G, D] and [B, P, D], got {tuple(generated.shape)} and {tuple(positives.shape)}")
     if negatives is None:
-        negatives = generated.new_zeros(generated.shape[0], 0, generated.shape[2])
-    for name, y in (("positives", positives), ("negatives", negatives)):
-        if y.dim() != 3 or y.shape[0] != generated.shape[0] or y.shape[2] != generated.shape[2]:
-            raise ValueError(f"{name} {tuple(y.shape)} do not fit generated {tuple(generated.shape)}")
-    if positives.shape[1] == 0 or not temperatures or not all(t > 0 for t in temperatures):
-        raise ValueError(f"needs at least one positive and temperatures above 0, got {positives.shape[1]} and {temperatures}")
-    for name, w, y in (("generated", generated_weight, generated), ("positive", positive_weight, positives),
-                       ("negative", negative_weight, negatives)):
-        if w is not None and w.shape != y.shape[:2]:
-            raise ValueError(f"{name}_weight {tuple(w.shape)} does not fit its samples {tuple(y.shape)}")
-    if mask is not None and mask.shape != generated.shape[::2]:
-        raise ValueError(f"mask {tuple(mask.shape)} is not [B, D] = {tuple(generated.shape[::2])}")
+        negatives = generated.new_zeros(generated.shape[0], 0, generated.shape[-1])
+    _check(generated, positives, negatives, temperatures, mask, generated_weight, positive_weight, negative_weight)
 
     with torch.autocast(generated.device.type, enabled=False):  # squared distances lose everything in half precision
         dtype = torch.promote_types(generated.dtype, torch.float32)
@@ -122,8 +110,9 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
                         ones(B, P) if positive_weight is None else positive_weight.to(x.dtype)], dim=1)   # [B, T]
     weight = weight[:, None]                                                                        # [B, 1, T]
 
-    # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are close,
-    # and that is where a small temperature looks. The floor (1e-4 after the root) also stands for a sample's distance to itself.
+    # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are
+    # close, and that is where a small temperature looks. The floor (1e-4 after the root) also stands for a sample's
+    # distance to itself.
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 
@@ -132,14 +121,15 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
     unit = (scale / D**0.5).clamp_min(1e-3)       # coordinates are measured in units of the typical coordinate gap
     distance = distance / scale.clamp_min(1e-3)
-    # 100 scaled distances push a sample's own copy out of both softmaxes: at distance 0 it would take nearly all the weight.
+    # 100 scaled distances push a sample's own copy out of both softmaxes: at distance 0 it would take nearly all the
+    # weight.
     distance = distance + 100.0 * torch.eye(G, G + M + P, dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []
     for temperature in temperatures:
         logits = -distance / temperature
-        # Affinity: how much i looks at j times how much j looks at i, geometric mean of the two softmaxes. The floor 1e-6
-        # leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
+        # Affinity: how much i looks at j times how much j looks at i, geometric mean of the two softmaxes. The floor
+        # 1e-6 leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         f = (_coefficients(affinity, G + M)[..., None] * offset).sum(2) / unit                      # [B, G, D]
         mean_square = f.square().mean()           # again one number for the batch: states far from their goal move more
@@ -160,6 +150,19 @@ def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
     return torch.cat([-repel * attract.sum(-1, keepdim=True), attract * repel.sum(-1, keepdim=True)], dim=-1)
 
 
-if __name__ == "__main__":            # draws this file's pictures into figures/
-    from tools import figures
-    figures.drift()
+def _check(generated, positives, negatives, temperatures, mask, generated_weight, positive_weight, negative_weight):
+    """ValueError unless everything fits: a wrong shape would broadcast in silence."""
+    if generated.dim() != 3 or positives.dim() != 3:
+        raise ValueError(f"expected [B, G, D] and [B, P, D], got {tuple(generated.shape)} and {tuple(positives.shape)}")
+    for name, y in (("positives", positives), ("negatives", negatives)):
+        if y.dim() != 3 or y.shape[0] != generated.shape[0] or y.shape[2] != generated.shape[2]:
+            raise ValueError(f"{name} {tuple(y.shape)} do not fit generated {tuple(generated.shape)}")
+    if positives.shape[1] == 0 or not temperatures or not all(r > 0 for r in temperatures):
+        raise ValueError("needs at least one positive and temperatures above 0, "
+                         f"got {positives.shape[1]} and {temperatures}")
+    for name, w, y in (("generated", generated_weight, generated), ("positive", positive_weight, positives),
+                       ("negative", negative_weight, negatives)):
+        if w is not None and w.shape != y.shape[:2]:
+            raise ValueError(f"{name}_weight {tuple(w.shape)} does not fit its samples {tuple(y.shape)}")
+    if mask is not None and mask.shape != generated.shape[::2]:
+        raise ValueError(f"mask {tuple(mask.shape)} is not [B, D] = {tuple(generated.shape[::2])}")

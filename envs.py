@@ -1,4 +1,4 @@
-"""The tasks of the paper behind one gymnasium interface, and rollouts in parallel processes  (App. A.1).
+"""The tasks of the paper behind one gymnasium interface  (App. A.1).
 
     env = make("square")                     any name of config.TASKS
     obs, info = env.reset(seed=7)            the same seed gives the same episode, in any process
@@ -9,10 +9,9 @@ What all tasks share:
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
-                 Rewards speak of the state *after* the step. (OGBench's *data* are labelled by ogbench itself, from the
-                 state before it: data.py.)
+                 Rewards speak of the state *after* the step. (OGBench's *data* are labelled by ogbench itself, from
+                 the state before it: data.py.)
 """
-import functools
 import logging
 import os
 import warnings
@@ -25,7 +24,6 @@ import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 
 from config import ROBOMIMIC, TASKS, UserError, nearest  # noqa: E402
-from tools.simulators import SimulatorLost, Simulators  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ def _tasks() -> dict[str, Task]:
     table = {"lift": Task("lift", "robomimic", "Lift", 300, 19, 7),
              "can": Task("can", "robomimic", "PickPlaceCan", 300, 23, 7),
              "square": Task("square", "robomimic", "NutAssemblySquare", 400, 23, 7)}
-    sizes = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46), "cube-quadruple": (1000, 55),
-             "scene": (750, 40), "puzzle-3x3": (500, 55), "puzzle-4x4": (500, 83)}                  # horizon, obs_dim
+    sizes = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46),         # horizon, obs_dim
+             "cube-quadruple": (1000, 55), "scene": (750, 40), "puzzle-3x3": (500, 55), "puzzle-4x4": (500, 83)}
     for name in TASKS:
         if name not in ROBOMIMIC:
             source, task_id = name.rsplit("-task", 1)
@@ -68,8 +66,8 @@ def task(name: str | Task) -> Task:
 
 def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
-    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry. UserError where
-    the spaces are others."""
+    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry.
+    UserError where the spaces are others."""
     env = make()
     obs, action = env.observation_space, env.action_space
     if len(obs.shape or ()) != 1 or len(action.shape or ()) != 1:
@@ -84,20 +82,24 @@ def register(name: str, make, horizon: int) -> Task:
 
 
 # --------------------------------------------------------------------------------------------------- Robomimic
-OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")   # the paper's order, 3 + 4 + 2 + object
+# The paper's order, 3 + 4 + 2 + object.
+OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
 
 def robosuite_args(name: str) -> dict:
-    """What the official v1.5 files record as env_args, so that generated and official data come from one environment."""
+    """What the official v1.5 files record as env_args, so that generated and official data come from one
+    environment."""
     osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
                output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
                damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
-               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world", gripper=dict(type="GRIP"))
+               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
+               gripper=dict(type="GRIP"))
     return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
                 lite_physics=True,              # replayed demonstrations agree bit for bit with it off; on is faster
                 reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
                 has_renderer=False, has_offscreen_renderer=False,
-                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random there.
+                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
+                # there.
                 hard_reset=task(name).source == "Lift")
 
 
@@ -140,8 +142,8 @@ class RobomimicEnv(gymnasium.Env):
             np.random.seed(seed)         # robosuite places objects with numpy's global generator: one env per process
         self.steps = 0
         self.sim.reset()
-        # Right after reset can's and square's object observation is stale (zeros). Refresh it here, once; between steps a
-        # forced update would disturb the sensors' clocks.
+        # Right after reset can's and square's object observation is stale (zeros). Refresh it here, once; between
+        # steps a forced update would disturb the sensors' clocks.
         return self._flat(self.sim._get_observations(force_update=True)), {"success": False}
 
     def step(self, action):
@@ -203,8 +205,9 @@ class OwnEnv(gymnasium.Wrapper):
     def step(self, action):
         obs, reward, terminated, truncated, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
         self.steps += 1
-        return (np.asarray(obs, np.float32), float(reward), bool(terminated),
-                not terminated and bool(truncated or self.steps >= self.horizon), {"success": bool(info.get("success", terminated))})
+        truncated = not terminated and bool(truncated or self.steps >= self.horizon)
+        success = bool(info.get("success", terminated))
+        return np.asarray(obs, np.float32), float(reward), bool(terminated), truncated, {"success": success}
 
 
 def make(name: str | Task, **overrides) -> gymnasium.Env:
@@ -212,97 +215,11 @@ def make(name: str | Task, **overrides) -> gymnasium.Env:
     return {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": OwnEnv}[task(name).suite](task(name), **overrides)
 
 
-# --------------------------------------------------------------------------------------------------- rollouts
-# Seeds of episodes; below 2^32, which numpy asks for. Training, evaluation and generated data never share an episode.
+# --------------------------------------------------------------------------------------------------- seeds of episodes
+# Below 2^32, which numpy asks for. Training, evaluation and generated data never share an episode.
 EVAL_SEED = 4_000_000_000
 DATA_SEED = 3_000_000_000
 
 
 def training_seed(run_seed: int, episode: int) -> int:
     return (run_seed * 1_000_003 + episode) % DATA_SEED
-
-
-class ChunkEnv(gymnasium.Wrapper):
-    """One step = one whole chunk [H, A], executed open loop (Alg. 1, line 1) until it or the episode ends.
-
-    Rewards are summed, info counts the steps.
-    """
-
-    def __init__(self, env: gymnasium.Env, chunk: int):
-        super().__init__(env)
-        low, high = env.action_space.low, env.action_space.high
-        self.action_space = gymnasium.spaces.Box(np.tile(low, (chunk, 1)), np.tile(high, (chunk, 1)), dtype=np.float32)
-
-    def step(self, actions):
-        total = 0.0
-        for steps, action in enumerate(actions, 1):
-            obs, reward, terminated, truncated, info = self.env.step(action)
-            total += reward
-            if terminated or truncated or not np.isfinite(obs).all():        # Simulators.answers() complains
-                break
-        return obs, total, terminated, truncated, info | {"steps": steps}
-
-
-def make_chunked(name: str | Task, chunk: int) -> gymnasium.Env:
-    return ChunkEnv(make(name), chunk)
-
-
-class Evaluator:
-    """Rolls a policy out in `workers` processes. evaluator(act, episodes) -> {"success", "return", "length", ...}.
-
-    Episode i always starts from seed EVAL_SEED + i and draws its own noise, so results depend neither on the number of
-    workers nor on what was evaluated before, and training's random numbers are never touched. Processes start at the
-    first call and stay. They are told the Task, not its name: a process that has just begun does not know tasks registered
-    in this one.
-    """
-
-    def __init__(self, name: str | Task, chunk: int, workers: int, make=make_chunked):
-        self.make, self.workers, self.simulators = functools.partial(make, name, chunk), max(1, workers), None
-
-    def __call__(self, act, episodes: int, best_of: int | None = None) -> dict:
-        """act(obs [n, O], generators, best_of) -> chunks [n, H, A]; see dfp.DFP.act. UserError when simulators keep dying, and
-        for numbers that are not finite."""
-        for _ in range(3):
-            try:
-                return self.roll_out(act, episodes, best_of)
-            except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
-                self.close()
-                print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
-                lost = error
-        raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
-
-    def roll_out(self, act, episodes, best_of) -> dict:
-        import torch
-        if self.simulators is None:
-            self.simulators = Simulators(self.make, self.workers)
-        success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
-        todo, lane, obs, generators = iter(range(episodes)), {}, {}, {}       # lane: which episode each worker plays
-
-        def begin(workers):
-            for i in workers:
-                lane.pop(i, None)
-                if (episode := next(todo, None)) is not None:
-                    lane[i], generators[i] = episode, torch.Generator().manual_seed(EVAL_SEED + episode)
-                    self.simulators.send(i, "reset", EVAL_SEED + episode)
-            obs.update((i, answer[0]) for i, answer in self.simulators.answers().items())
-
-        begin(range(self.workers))
-        while lane:                               # in step: who gets which episode must not depend on who is faster
-            actions = act(np.stack([obs[i] for i in lane]), [generators[i] for i in lane], best_of).cpu().numpy()
-            for i, action in zip(lane, actions):
-                self.simulators.send(i, "step", action)
-            over = []
-            for i, (obs[i], reward, terminated, truncated, info) in self.simulators.answers().items():
-                returns[lane[i]] += reward
-                lengths[lane[i]] += info["steps"]
-                if terminated or truncated:
-                    success[lane[i]] = info["success"]
-                    over.append(i)
-            begin(over)
-        return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
-                "return": float(returns.mean())}
-
-    def close(self) -> None:
-        if self.simulators is not None:
-            self.simulators.close()
-            self.simulators = None

@@ -7,31 +7,38 @@ from pathlib import Path
 
 import run
 from config import UserError
-from tools import command_line, rows
+from tools.simulators.evaluator import Evaluator
+from tools.training import command_line
+from tools.training.tables import EVALUATE_COLUMNS, append_row, read_rows
 
 
-def main() -> None:
+def parse():
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", help="a run's folder")
+    parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("--episodes", type=int, default=50, help="episodes; always the same seeds, never training's")
-    parser.add_argument("--best-of", type=int, default=0, help="samples to choose from; 0 = the method's N', 1 = the raw policy")
+    parser.add_argument("--best-of", type=int, default=0,
+                        help="samples to choose from; 0 = the method's N', 1 = the raw policy")
     parser.add_argument("--workers", type=int, default=0, help="simulator processes; 0 = one a core")
     parser.add_argument("--film", default="", help="write the first three episodes to this file, .gif or .mp4")
     args = parser.parse_args()
     if args.episodes < 1 or args.best_of < 0 or args.workers < 0:
         raise UserError("--episodes must be positive, --best-of and --workers not negative")
+    if args.film and Path(args.film).suffix not in (".gif", ".mp4"):
+        raise UserError(f"--film {args.film}: its name must end in .gif or .mp4")
+    return args
+
+
+def main() -> None:
+    args = parse()
     if args.film:
-        from tools import film
-        if Path(args.film).suffix not in (".gif", ".mp4"):
-            raise UserError(f"--film {args.film}: its name must end in .gif or .mp4")
-        film.choose_renderer()
-    import envs                                            # after the renderer is chosen: mujoco looks only once
+        from tools.pictures import film
+        film.choose_renderer()                             # before anything imports mujoco, which looks only once
     policy = run.load(args.run)
-    table = Path(args.run) / "evaluate.csv"
-    rows.read_rows(table)                                  # is refused now, not after an hour, where it is no such table
+    table = args.run / "evaluate.csv"
+    read_rows(table)                                       # what is no table is refused now, not after an hour
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
-    evaluator = envs.Evaluator(policy.config.task, policy.config.chunk, args.workers or os.cpu_count())
+    evaluator = Evaluator(policy.config.task, policy.config.chunk, args.workers or os.cpu_count())
     try:
         result = evaluator(policy.act, args.episodes, args.best_of or None)
     finally:
@@ -40,7 +47,7 @@ def main() -> None:
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
     row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
-    rows.append_row(table, {k: row[k] for k in rows.COLUMNS[table.name]})               # kept for tools/report.py
+    append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})                   # kept for tools/report
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3). It equals x sigmoid(2u), and on a CPU
-    the compiler makes that three times as fast; without the compiler torch's own is the faster one."""
+    """GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3). It equals x sigmoid(2u), and
+    on a CPU the compiler makes that three times as fast; without the compiler torch's own is the faster one."""
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))
     return F.gelu(x, approximate="tanh")
@@ -61,8 +61,3 @@ def sample(actor: Actor, obs: Tensor, noise: Tensor) -> Tensor:
     """
     obs = obs[:, None].expand(-1, noise.shape[1], -1)                                               # [B, n, O]
     return actor(obs, noise).clamp(-1, 1)
-
-
-if __name__ == "__main__":            # draws this file's pictures into figures/
-    from tools import figures
-    figures.policy()

@@ -8,49 +8,84 @@
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
         online.f32       the transitions seen online, which checkpoints count but do not contain
         curve.png        eval.csv, drawn
-        broken.pt        batch and networks where a number was not finite; *.broken: checkpoints that could not be read
 
+    import run
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python
+
+This file holds what a run is, where its folder lies, and how its files are read and written whole. What a checkpoint
+of a run in progress contains: tools/training/saving.py.
 """
-import contextlib
 import dataclasses
-import fcntl
+import hashlib
+import io
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
-import zlib
-from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import config as config_module
+import envs
+from buffer import ReplayBuffer
 from config import Config, UserError
-from tools.checkpoints import FORMAT, fit, read, read_newest, same, save, write  # noqa: F401
-from tools.rows import append_row, read_rows, write_rows
+from dfp import DFP
+from tools.speed.fast import bf16_pays
 
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
+FORMAT = 4           # of checkpoints; raised when an older one can no longer be read
 
 
-def algorithm(config: Config, obs_dim: int, action_dim: int, device):
+@dataclasses.dataclass
+class Run:
+    """One run in the making: what the loops of train_offline.py and train_online.py work with."""
+    config: Config
+    folder: Path
+    data: dict                       # where its data come from, as data.load tells
+    buffer: ReplayBuffer
+    algo: DFP                        # or a baseline
+    # One generator per purpose, so that no purpose disturbs another. (Initial weights and training noise: dfp.py.)
+    batches: torch.Generator         # where batches begin
+    acting: torch.Generator          # the noise of line 1
+    tracker: object = None           # called with each row of a table, for --log
+    step: int = 0                    # the last one that is complete
+    stage: str = "offline"
+    world: dict | None = None        # the Collector's state, where a resumed run is in the middle of an episode
+    stored: tuple = (0, 0)           # how many online transitions online.f32 holds, and their checksum
+    started: float = dataclasses.field(default_factory=time.time)
+
+    def start_online(self) -> None:
+        """Between the stages: pi_old becomes a copy of pi_theta."""
+        self.algo.start_online()
+        # Anew, so that a run from a sibling's stage 1 equals one that ran it itself.
+        self.batches.manual_seed(self.config.seed + 3)
+
+
+def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
     """The algorithm object of config.method. Everything that follows never asks which one it holds."""
     from baselines.flow import BFN, FQL
     from baselines.meanflow import MVP, MVPTopK
-    from dfp import DFP
     classes = {"bfn": BFN, "qc-bfn": BFN, "fql": FQL, "qc-fql": FQL, "mvp": MVP, "mvp-topk": MVPTopK,
                "dfp": DFP, "dfp-no-topk": DFP}
-    return classes[config.method](obs_dim, action_dim, config, device)
+    bf16 = config.precision == "auto" and bf16_pays(torch.device(device))
+    return classes[config.method](obs_dim, action_dim, config, device, bf16)
 
 
+# ----------------------------------------------------------------------------------------------- where its folder lies
 def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
     """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
     named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
     usual = config_module.build({k: getattr(config, k) for k in ("task", "method", "preset")})
-    extra = [f"{k}={_plain(getattr(config, k))}" for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
-    return Path(config.out) / config.task / config.method / data_kind / ",".join([config.preset, *extra]) / f"seed{config.seed}"
+    changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
+    setting = ",".join([config.preset, *(f"{k}={_as_text(getattr(config, k))}" for k in changed)])
+    return Path(config.out) / config.task / config.method / data_kind / setting / f"seed{config.seed}"
+
+
+def _as_text(value) -> str:
+    if isinstance(value, tuple):
+        return "+".join(f"{v:g}" for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def kind_begun(config: Config, given: set[str], kinds=("official", "generated")) -> str | None:
@@ -58,181 +93,138 @@ def kind_begun(config: Config, given: set[str], kinds=("official", "generated"))
     return next((kind for kind in kinds if (folder_of(config, given, kind) / "config.json").exists()), None)
 
 
-def _plain(value) -> str:
-    return "+".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-# ------------------------------------------------------------------------------------------------- reading
-def read_config(folder: Path) -> tuple[Config, dict]:
-    """config.json -> (Config, the whole record)."""
-    def refuse(word):
-        raise ValueError(word)
+# ------------------------------------------------------------------------------------------------- what it left behind
+def read_config(folder: str | Path) -> tuple[Config, dict]:
+    """config.json -> (Config, the whole record). UserError where there is none."""
     try:
-        record = json.loads((Path(folder) / "config.json").read_text(), parse_constant=refuse)
+        record = json.loads((Path(folder) / "config.json").read_text())
         if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):
             raise TypeError
         return config_module.from_plain(record["config"]), record
     except UserError as error:
         raise UserError(f"{folder}/config.json: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{folder} is not a run's folder: its config.json cannot be read ({type(error).__name__})") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is not a run's folder: its config.json cannot be read "
+                        f"({type(error).__name__})") from None
 
 
-def load(folder: str | Path, device: str = "cpu"):
+def load(folder: str | Path, device: str = "cpu") -> DFP:
     """A saved policy, ready to act: load(RUN).act(obs [n, O]) -> chunks [n, H, A]. UserError when there is none."""
-    import envs
     folder = Path(folder)
     config, _ = read_config(folder)
     state = read_newest(folder / "checkpoint.pt") or read_newest(folder / "offline.pt")
     if state is None:
         raise UserError(f"{folder} holds no checkpoint yet")
     task = envs.task(config.task)
-    try:
-        # checkpoint.pt has the run's knobs, offline.pt those that stage 1 reads
-        said, stage = (state["config"], state["stage"]) if "config" in state else (state["identity"], "offline")
-        for f in dataclasses.fields(config):
-            if f.metadata["group"] != "run" and f.name in said and not same(said[f.name], config.plain()[f.name]):
-                raise ValueError(f.name)
-        if stage not in ("offline", "online"):
-            raise ValueError("stage")
-        stored = sum(w.untyped_storage().nbytes() for w in state["algorithm"]["critic"].values())
-        if 4 * config.ensemble * config.hidden * (config.hidden * (config.layers - 1) + config.chunk) > stored:
-            raise ValueError("size")                             # before networks are made that this machine cannot hold
-        policy = algorithm(dataclasses.replace(config, compile=False), task.obs_dim, task.action_dim, device)
-        policy.load_state_dict(fit(state["algorithm"], policy))
-        policy.step, policy.stage = state["step"], stage
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"the checkpoint in {folder} does not fit the networks that its config.json describes ({error})") from None
+    policy = algorithm(config, task.obs_dim, task.action_dim, device)
+    load_networks(policy, state, folder)
+    policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy
 
 
-# ------------------------------------------------------------------------------------------------- the folder
-class Run:
-    """One run's folder while it is being written. A second process in the same folder is refused."""
+def load_networks(algo: DFP, state: dict, where: Path) -> None:
+    """A checkpoint's networks and optimiser into an algorithm. UserError where they are another one's, or not
+    finite."""
+    try:
+        algo.load_state_dict(state["algorithm"])
+        for weight, adam in algo.optimizer.state.items():        # strict=True looks at weights alone
+            if adam["exp_avg"].shape != weight.shape or adam["exp_avg_sq"].shape != weight.shape:
+                raise ValueError("Adam's moments are of another size")
+        broken = next((name for name, w in tensors(algo.state_dict()) if not w.isfinite().all()), None)
+    except Exception as error:       # of the wrong kind of thing torch complains in many ways
+        raise UserError(f"the checkpoint in {where} does not fit the networks that its config.json describes "
+                        f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
+    if broken:
+        raise UserError(f"the checkpoint in {where} has numbers that are not finite, in {broken}")
 
-    def __init__(self, folder: Path, config: Config, source: dict):
-        self.folder, self.config, self.source = folder, config, source
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(folder / "lock", "w")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is running in {folder}") from None
-        self.checkpoint, self.offline = folder / "checkpoint.pt", folder / "offline.pt"
-        self.stored, self.crc = 0, 0                             # online transitions on disk, and their checksum
-        self.started = time.time()
-        self.tracker = _tracker(config.log, folder)
 
-    def write_config(self) -> None:
-        record = dict(config=dataclasses.asdict(self.config), data=self.source, command=sys.argv,
-                      versions={d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
-                      | {"python": platform.python_version()},
-                      git=_git_commit(), machine=dict(system=platform.platform(), cores=os.cpu_count(),
-                                                      gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None))
-        write(self.folder / "config.json", json.dumps(record, indent=1).encode())
+def tensors(state, name: str = ""):
+    """(dotted name, tensor) of every tensor in nested dicts and lists."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, (dict, list)):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from tensors(value, f"{name}.{key}".lstrip("."))
 
-    # ---- online transitions
-    def save_online(self, buffer) -> dict:
-        """Appends to online.f32 the transitions that it lacks -> what a checkpoint needs to find its own part of the file
-        again. Nothing is written twice, and rows that follow a checkpoint do it no harm."""
-        path = self.folder / "online.f32"
-        rows = buffer.online_rows(self.stored)
-        with open(path, "r+b" if path.exists() else "wb") as file:
-            file.truncate(self.stored * rows.shape[1] * 4)       # what a killed process wrote after its last checkpoint
-            file.seek(0, os.SEEK_END)
-            file.write(body := rows.numpy().tobytes())
+
+# ------------------------------------------------------------------------------------------ files, whole or not at all
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def write_whole(path: Path, body, keep: bool = False) -> None:
+    """The bytes under this name: they are on the disk before they take it. keep: what had the name before stays as
+    *.previous, so that at every moment one of the two is whole. OSError, with nothing lost."""
+    temporary = beside(path, ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        self.stored, self.crc = self.stored + len(rows), zlib.crc32(body, self.crc)
-        return {"rows": self.stored, "crc": self.crc, "cuts": list(buffer.cuts)}
-
-    def load_online(self, buffer, saved: dict) -> None:
-        """The transitions of a checkpoint, into the buffer. UserError when the file lacks them or has other ones."""
-        path, count = self.folder / "online.f32", saved["rows"] * buffer.online_rows(0).shape[1]
-        body = b""
-        if count:
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                body = file.read(count * 4)
-        whole = len(body) == count * 4 and zlib.crc32(body) == saved["crc"]
-        rows = torch.frombuffer(bytearray(body), dtype=torch.float32) if whole and count else torch.empty(0)
-        if not whole or not rows.isfinite().all():
-            raise UserError(f"{path} does not hold the {saved['rows']} transitions of {self.checkpoint}; delete both to start stage 2 over")
-        buffer.load_online(rows, saved["cuts"])
-        self.stored, self.crc = saved["rows"], saved["crc"]
-
-    # ---- CSV files
-    def rows(self, name: str) -> list[dict]:
-        return read_rows(self.folder / name)
-
-    def append(self, name: str, row: dict) -> None:
-        append_row(self.folder / name, row)
-        if self.tracker:
-            self.tracker({f"{name[:-4]}/{k}": v for k, v in row.items() if isinstance(v, float)}, int(row["step"]))
-
-    def cut_rows_after(self, step: int) -> None:
-        """A resumed run repeats what followed its checkpoint: forget those rows. Both tables are read before one is written."""
-        for name, rows in [(name, self.rows(name)) for name in ("train.csv", "eval.csv")]:
-            if rows:
-                write_rows(self.folder / name, [r for r in rows if int(r["step"]) <= step], rows[0])
-
-    def take_rows(self, sibling: Path, last: int) -> None:
-        """Stage 1's rows of the sibling it was taken from: the curve of a run begins at its step 0. The last evaluation
-        only if it had as many episodes as this run's would."""
-        for name in ("train.csv", "eval.csv"):
-            rows = [r for r in read_rows(sibling / name) if r["stage"] == "offline"
-                    and (int(r["step"]) < last or int(r.get("episodes", self.config.final_episodes)) == self.config.final_episodes)]
-            if rows:
-                write_rows(self.folder / name, rows, rows[0])
-
-    def draw(self) -> None:
-        draw_curve(self.folder, self.folder / "curve.png")
-
-    def identity(self) -> dict:
-        """What stage 1 depends on. A longer or shorter stage 1 is another one."""
-        return self.config.stage1_knobs() | {"offline_steps": self.config.offline_steps, "data": self.source["sha256"]}
+    except OSError as error:
+        temporary.unlink(missing_ok=True)                        # a full disk: give the space back
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if keep and path.exists():
+        os.replace(path, beside(path, ".previous"))
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)                   # names are the folder's content: without this a power
+    try:                                                         # failure may bring the old one back
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
-def draw_curve(folder: Path, path: Path) -> None:
-    """eval.csv as a picture: stage 1 on grey, stage 2 on white."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    config, record = read_config(folder)
-    rows = read_rows(Path(folder) / "eval.csv")
-    steps, success = [int(r["step"]) for r in rows], [100 * float(r["success"]) for r in rows]
-    figure, axes = plt.subplots(figsize=(5, 3.2), layout="constrained")
-    axes.axvspan(0, config.offline_steps, color="0.92", lw=0)
-    axes.plot(steps, success, "o-", ms=3, color="#1f77b4")
-    axes.set(xlabel="step (grey: offline, white: online)", ylabel="success %", ylim=(-3, 103),
-             title=f"{config.task} · {config.method} · {config.preset} · seed {config.seed} · {record['data']['kind']} data")
-    axes.title.set_fontsize(9)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+def save_state(path: Path, state: dict) -> None:
+    """Tensors and plain data, with a checksum; what was there before stays as *.previous. Put together in memory
+    first: torch, writing to a file itself, hides the disk's error behind one of its own."""
+    inner, outer = io.BytesIO(), io.BytesIO()
+    torch.save(pytree.tree_map(_without_surroundings, state), inner)
+    body = inner.getbuffer()
+    torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
+                "state": torch.frombuffer(body, dtype=torch.uint8)}, outer)
+    write_whole(path, outer.getbuffer(), keep=True)
 
 
-def _git_commit() -> str:
+def _without_surroundings(x):
+    """A view, of one seed among several, would bring the whole tensor with it."""
+    return x.clone() if isinstance(x, Tensor) and x.untyped_storage().nbytes() > x.nbytes else x
+
+
+def read_state(path: Path) -> dict:
+    """What save_state() wrote, on the CPU (whoever loads it moves it). UserError if it is broken."""
     try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
-                              cwd=Path(__file__).parent).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        outer = torch.load(path, map_location="cpu", weights_only=True)
+        found = outer["format"]
+        if found == FORMAT:
+            body = outer["state"].numpy().tobytes()
+            if hashlib.sha256(body).hexdigest() != outer["sha256"]:
+                raise ValueError("checksum")
+            return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:                                   # for a broken file torch raises almost anything
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); "
+                        "move it away to start over") from None
+    raise UserError(f"{path} has checkpoint format {str(found)[:20]}, this version reads format {FORMAT}: train again, "
+                    "or take the version of this code that wrote it (config.json names its commit)")
 
 
-def _tracker(kind: str, folder: Path):
-    """A function (values by name, step) for --log, or None. The packages are imported only when asked for."""
-    try:
-        if kind == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-            writer = SummaryWriter(str(folder))
-            return lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()]
-        if kind == "wandb":
-            import wandb
-            wandb.init(project="drifting-field-policy", name=str(folder), dir=str(folder))
-            return lambda values, step: wandb.log(values, step=step)
-    except ImportError:
-        raise UserError(f"--log {kind} needs the package {kind}: pip install {kind}") from None
+def read_newest(path: Path, set_aside: bool = False) -> dict | None:
+    """The newest state that is whole: `path`, or the one kept before it. None when there is neither; UserError when
+    all there is is broken. set_aside: a broken one becomes *.broken, or the next save would keep it in place of the
+    good one."""
+    problem = None
+    for candidate in (path, beside(path, ".previous")):
+        if not candidate.exists():
+            continue
+        try:
+            state = read_state(candidate)
+        except UserError as error:
+            problem = error
+            continue
+        if problem:
+            print(f"{problem}; going on from the one before it, at step {state['step']}")
+            if set_aside:
+                os.replace(path, beside(path, ".broken"))
+        return state
+    if problem:
+        raise problem
     return None

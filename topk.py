@@ -1,7 +1,7 @@
 """Policy improvement by selection: the top K of N candidates are the positives  (Eqs. 15, 16).
 
-The improved policy pi+ = pi_old exp(Q / alpha) / Z (Eqs. 10-12; the smaller alpha, the greedier) cannot be sampled. Its
-stand-in can: draw N actions from pi_old, keep the K that the critic likes best,
+The improved policy pi+ = pi_old exp(Q / alpha) / Z (Eqs. 10-12; the smaller alpha, the greedier) cannot be sampled.
+Its stand-in can: draw N actions from pi_old, keep the K that the critic likes best,
 
     P_K(s) = the K of a^(1..N) ~ pi_old(.|s) with the highest Q_phi(s, a^(j))                              (Eq. 15)
     L_topK(theta) = L_drift(theta; P_K, pi_theta)                                                          (Eq. 16)
@@ -31,8 +31,3 @@ def top_k_actions(candidates: Tensor, scores: Tensor, k: int) -> Tensor:
 def best_action(candidates: Tensor, scores: Tensor) -> Tensor:
     """The best of N' samples: candidates [B, N', D], scores [B, N'] -> [B, D]."""
     return top_k_actions(candidates, scores, 1)[:, 0]
-
-
-if __name__ == "__main__":            # draws this file's pictures into figures/
-    from tools import figures
-    figures.topk()

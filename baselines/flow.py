@@ -1,22 +1,23 @@
-"""The flow baselines: a policy of many steps (BFN, QC-BFN), and one distilled from it into a single step (FQL, QC-FQL).
+"""The flow baselines: a policy of many steps (BFN, QC-BFN), and one distilled from it to a single step (FQL, QC-FQL).
 
-Flow matching (Lipman et al., arXiv 2210.02747) learns behaviour as a velocity field along straight paths from noise to data:
+Flow matching (Lipman et al., arXiv 2210.02747) learns behaviour as a velocity field on straight paths, noise to data:
 
     x_t = (1 - t) eps + t a,   L_flow = E || v(s, x_t, t) - (a - eps) ||^2,   t ~ U(0, 1)
 
 Many paths cross in one point; v learns their mean, so the curves that follow v bend, and an action takes steps:
 
-    x_0 = eps,   x_{i+1} = x_i + v(s, x_i, i/n) / n,   a = clip(x_n)                                  n = 10 Euler steps
+    x_0 = eps,   x_{i+1} = x_i + v(s, x_i, i/n) / n,   a = clip(x_n)                              n = 10 Euler steps
 
-BFN  behaviour alone, and the critic chooses: the best of N samples acts and bootstraps, as in DFP. H = 1; QC-BFN has H = 5.
-FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu beside that teacher; QC-FQL again has H = 5:
+BFN  behaviour alone, and the critic chooses: the best of N samples acts and bootstraps, as in DFP.
+FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu beside that teacher:
 
     L = L_flow + alpha E || mu(s, eps) - sg clip(flow_n(s, eps)) ||^2 - E[Q(s, clip mu(s, eps))]
 
-What DFP does without: steps, a second network to train, the gradient of Q, and an alpha that spans 100 to 10,000 over the tasks.
-Both are dfp.DFP with another map from noise to action and another actor loss; critic, update and acting are inherited.
+Both have H = 1, and H = 5 as QC-BFN and QC-FQL. DFP does without their steps, the second network to train, the gradient
+of Q, and an alpha that spans 100 to 10,000 over the tasks. Both are dfp.DFP with another map from noise to action and
+another actor loss; critic, update and acting are inherited.
 
-    python -m baselines.flow        draws noise carried to four modes in 1, 2, 5 and 10 steps, beside one pass of a drift policy
+    python -m tools.pictures flow        noise carried to four modes in 1 to 10 steps, or one pass of a drift policy
 
 Axes: B states, O observation, H chunk, A action, D = H*A the flat chunk; ... any leading axes. Time columns end in 1.
 """
@@ -40,8 +41,8 @@ def flow_loss(velocity, action: Tensor, noise: Tensor, time: Tensor, mask: Tenso
 
 
 def euler(velocity, noise: Tensor, steps: int) -> Tensor:
-    """x_1 of dx/dt = velocity(x, t) from x_0 = noise [..., D], in equal steps. Not clipped: a bend may leave the bounds
-    and come back. Raises ValueError without a step."""
+    """x_1 of dx/dt = velocity(x, t) from x_0 = noise [..., D], in equal steps. Not clipped: a bend may leave the
+    bounds and come back. Raises ValueError without a step."""
     if steps < 1:
         raise ValueError(f"Euler's method needs at least one step, got {steps}")
     x = noise
@@ -69,7 +70,7 @@ class FlowActor(nn.Module):
 
 
 class DistilledActor(FlowActor):
-    """The flow is only the teacher; what acts is a student of one pass: (obs [..., O], noise [..., D]) -> chunk [..., D]."""
+    """The flow is only the teacher; what acts is a student of one pass: (obs [..., O], noise [..., D]) -> [..., D]."""
 
     def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...], steps: int):
         super().__init__(obs_dim, chunk_dim, hidden, steps)
@@ -89,7 +90,7 @@ class BFN(DFP):
         return FlowActor(obs_dim, chunk_dim, hidden, self.config.flow_steps)
 
     def start_online(self) -> None:
-        """Nothing changes: the actor keeps imitating a buffer that now holds what the critic chose. pi_old is not used."""
+        """Nothing changes: the actor keeps imitating a buffer that now holds what the critic chose. No pi_old."""
 
     def actor_loss(self, batch, noise):
         velocity = partial(self.actor.velocity, batch["observations"])
@@ -98,7 +99,8 @@ class BFN(DFP):
 
     def draw_noise(self, batch_size):
         time = torch.rand(batch_size, 1, generator=self.generator, device=self.device)
-        return {"next": self.normal(batch_size, self.config.best_of), "path": self.normal(batch_size, 1)[:, 0], "time": time}
+        return {"next": self.normal(batch_size, self.config.best_of), "path": self.normal(batch_size, 1)[:, 0],
+                "time": time}
 
 
 class FQL(BFN):
@@ -121,8 +123,8 @@ class FQL(BFN):
             teacher = self.actor.integrate(obs, eps).clamp(-1, 1)                                   # [B, D]
         distill_loss = (student - teacher).square().mean()
 
-        # -Q with the critic's parameters as constants: the gradient passes through Q to the action and not into Q, which
-        # would otherwise learn to flatter the student. Always the ensemble's mean, as released.
+        # -Q with the critic's parameters as constants: the gradient passes through Q to the action and not into Q,
+        # which would otherwise learn to flatter the student. Always the ensemble's mean, as released.
         constants = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         q_loss = -functional_call(self.critic, constants, (obs, student.clamp(-1, 1))).mean()
 
@@ -131,8 +133,3 @@ class FQL(BFN):
 
     def draw_noise(self, batch_size):
         return super().draw_noise(batch_size) | {"student": self.normal(batch_size, 1)[:, 0]}
-
-
-if __name__ == "__main__":
-    from baselines import pictures
-    pictures.flow()

@@ -2,33 +2,33 @@
 
 Time runs from data (t = 0) to noise (t = 1), the other way round than in flow.py:
 
-    z_t = (1 - t) a + t eps,   v = eps - a                                                  a straight path and its velocity
+    z_t = (1 - t) a + t eps,   v = eps - a                                            a straight path and its velocity
 
 A flow needs steps because its velocity changes on the way. MeanFlow (Geng et al., arXiv 2505.13447) learns the *mean*
 velocity between two times instead, with which any stretch is one step, so that one pass carries noise to an action:
 
     u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
 
-The integral needs paths that are not known yet. Its derivative along the path does without them: (t - r) u = integral, differentiated by t, is
+The integral needs paths that are not known yet. Its derivative by t along the path does without them:
 
     u = v - (t - r) du/dt,     du/dt = v . grad_z u + d_t u                                        (MeanFlow identity)
     L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
 
-du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP). The
-identity's v is the field's, the mean over all straight paths through z_t; a sample's own v may stand for it, because the
-target is linear in v and a regression learns its target's mean.
+du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP).
+The identity's v is the field's, the mean over all straight paths through z_t; a sample's own v may stand for it,
+because the target is linear in v and a regression learns its target's mean.
 
-At r = t the identity reads u = v, the start from which longer stretches are learned; but two continuous draws never meet.
-MVP (Zhan et al., arXiv 2602.13810) asks for it in so many words, the instantaneous velocity constraint (IVC):
+At r = t the identity reads u = v, the start from which longer stretches are learned; but two continuous draws never
+meet. MVP (Zhan et al., arXiv 2602.13810) asks for it in so many words, the instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 
 MVP       that loss on the data, and the critic chooses: the best of N samples acts and bootstraps.
 MVPTopK   the ablation of Table 2: online, DFP's positives P_K(s) (Eq. 15) are regression targets too.
 
-    python -m baselines.meanflow        draws instantaneous and mean velocity of a flow in one dimension
+    python -m tools.pictures meanflow        instantaneous and mean velocity of a flow in one dimension
 
-Axes: B states, n targets a state, N candidates, K positives, D = H*A the flat chunk, O observation; ... any leading axes.
+Axes: B states, n targets a state, N candidates, K positives, D = H*A the flat chunk, O observation; ... leading axes.
 """
 from functools import partial
 
@@ -40,10 +40,10 @@ from policy import MLP
 
 
 def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
-    """du/dt along a path of velocity v, r fixed: the JVP of u(z, r, t) in the direction (v, 0, 1). It carries no gradient.
+    """du/dt along a path of velocity v, r fixed: the JVP of u(z, r, t) in direction (v, 0, 1). It carries no gradient.
 
-    u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. u must not be a compiled module itself: tangents
-    can be silently lost inside one. Compile from outside, around this call (as DFP does).
+    u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. u must not be a compiled module itself:
+    tangents can be silently lost inside one. Compile from outside, around this call.
     """
     with torch.no_grad():                            # switches off reverse mode alone; tangents are still computed
         return torch.func.jvp(lambda z, t: u(z, r, t), (z, t), (v, torch.ones_like(t)))[1]
@@ -91,7 +91,7 @@ class MVP(DFP):
         return MeanFlowActor(obs_dim, chunk_dim, hidden)
 
     def start_online(self) -> None:
-        """Nothing changes: the actor keeps imitating a buffer that now holds what the critic chose. pi_old is not used."""
+        """Nothing changes: the actor keeps imitating a buffer that now holds what the critic chose. No pi_old."""
 
     def actor_loss(self, batch, noise):
         data, mask = batch["actions"].flatten(1)[:, None], self.bc_mask(batch)[:, None]             # [B, 1, D]
@@ -133,8 +133,3 @@ class MVPTopK(MVP):
             noise |= {"candidates": self.normal(batch_size, c.num_candidates),
                       "topk_path": self.normal(batch_size, c.top_k), "topk_times": self.normal(batch_size, c.top_k, 2)}
         return noise
-
-
-if __name__ == "__main__":
-    from baselines import pictures
-    pictures.meanflow()

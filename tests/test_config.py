@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config import METHODS, OFFLINE_RL, OGBENCH, PRESETS, TASKS, Config, UserError, build, from_plain
-from tools import command_line
-from tools.command_line import parse
+from tools.training import command_line
+from tools.training.command_line import parse
 
 
 def test_table5():

@@ -1,4 +1,4 @@
-"""Reading, generating and fetching data; rewards and masks against their sources."""
+"""Reading and generating data; rewards and masks against their sources; which data a run gets."""
 import concurrent.futures
 import json
 import shutil
@@ -11,16 +11,19 @@ import data
 import envs
 from config import UserError, build
 from test_files import play
-from tools import demos, files
+from tools.official import files
+from tools.standins import generate
 
 
-# ------------------------------------------------------------------------------------------------------------ Robomimic
+# ---------------------------------------------------------------------------------------------------------- Robomimic
 def test_robomimic_file_is_read_by_robomimic_itself(generated):
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.utils.dataset import SequenceDataset
-    obs_utils.initialize_obs_utils_with_obs_specs({"obs": {"low_dim": list(envs.OBS_KEYS), "rgb": [], "depth": [], "scan": []}})
-    theirs = SequenceDataset(str(generated["lift"]), obs_keys=list(envs.OBS_KEYS), dataset_keys=("actions", "rewards", "dones"),
-                             filter_by_attribute="train", seq_length=1, hdf5_cache_mode="low_dim", load_next_obs=True)
+    kinds = {"low_dim": list(envs.OBS_KEYS), "rgb": [], "depth": [], "scan": []}
+    obs_utils.initialize_obs_utils_with_obs_specs({"obs": kinds})
+    theirs = SequenceDataset(str(generated["lift"]), obs_keys=list(envs.OBS_KEYS), seq_length=1, load_next_obs=True,
+                             dataset_keys=("actions", "rewards", "dones"), filter_by_attribute="train",
+                             hdf5_cache_mode="low_dim")
     ours = data.read(generated["lift"], envs.task("lift"))
     assert len(theirs) == len(ours["rewards"])
     # robomimic orders demos as we do; compare row by row
@@ -44,7 +47,7 @@ def test_robomimic_conventions(generated):
 
 
 def test_demonstrations_replay_in_the_environment(generated):
-    """Recorded actions, played open loop from the recorded seed's state, lead to the recorded observations and success."""
+    """Recorded actions, played open loop from the recorded seed's state, lead to the recorded observations."""
     with h5py.File(generated["lift"], "r") as file:
         demo = file["data/demo_1"]
         actions, states = demo["actions"][()], demo["states"][()]
@@ -65,34 +68,35 @@ def test_demonstrations_replay_in_the_environment(generated):
 def test_generation_is_deterministic_cached_and_resumes(generated, tmp_path):
     path = generated["lift"]
     stamp = path.stat().st_mtime
-    assert demos.generate(envs.task("lift"), 3, path.parent) == [path] and path.stat().st_mtime == stamp
+    assert generate.generate(envs.task("lift"), 3, path.parent) == [path] and path.stat().st_mtime == stamp
     # As if interrupted: one finished part, one torn one. The set that comes out is the same.
     parts = tmp_path / (path.name + ".parts")
     parts.mkdir()
-    demos._attempt(lambda index: demos._demonstration("lift", index), parts / "demo-000001.npz", 1)
+    generate._attempt(lambda index: generate._demonstration("lift", index), parts / "demo-000001.npz", 1)
     (parts / "demo-000000.tmp").write_bytes(b"half")
-    again, = demos.generate(envs.task("lift"), 3, tmp_path, workers=1)
+    again, = generate.generate(envs.task("lift"), 3, tmp_path, workers=1)
     assert again.read_bytes() == path.read_bytes()
     assert not parts.exists()
 
 
-# -------------------------------------------------------------------------------------------------------------- OGBench
 def test_who_makes_the_same_set_at_the_same_time_waits_for_it(generated):
     folder, task = generated["lift"].parent, envs.task("lift")
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with demos.one_at_a_time(folder):
-            second = pool.submit(demos.generate, task, 3, folder)
+        with files.one_at_a_time(folder):
+            second = pool.submit(generate.generate, task, 3, folder)
             with pytest.raises(concurrent.futures.TimeoutError):
                 second.result(0.5)
         assert second.result(60) == [generated["lift"]]
 
 
+# ------------------------------------------------------------------------------------------------------------ OGBench
 def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     import ogbench
     path = generated["cube-single-task2"]
     for name in ("x.npz", "x-val.npz"):
         shutil.copy(path, tmp_path / name)
-    _, theirs, _ = ogbench.make_env_and_datasets("cube-single-play-singletask-task2-v0", dataset_path=str(tmp_path / "x.npz"))
+    _, theirs, _ = ogbench.make_env_and_datasets("cube-single-play-singletask-task2-v0",
+                                                 dataset_path=str(tmp_path / "x.npz"))
     ours = data.read(path, envs.task("cube-single-task2"))
     for name in ("observations", "next_observations", "rewards", "masks", "terminals"):
         assert np.array_equal(ours[name], theirs[name]), name
@@ -107,52 +111,52 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     env.close()
 
 
-def test_large_sets_come_in_several_files_each_with_its_validation_set(tmp_path, monkeypatch):
+def test_large_sets_come_in_several_files(tmp_path, monkeypatch):
     """Which attempts make which file, with the episodes themselves left out."""
     asked, task = [], envs.task("cube-single-task2")
 
-    def attempts(make, parts, kind, wanted, count, workers, label, first=0):
+    def attempts(make, parts, kind, wanted, workers, label, first):
         asked.append((kind, wanted, first))
         np.savez(parts / f"{kind}.npz", **play(rows=wanted + 1, every=wanted + 1, seed=len(asked)))
         return [parts / f"{kind}.npz"], 1
-    monkeypatch.setattr(demos, "_attempts", attempts)
-    paths = demos.generate(task, 2500, tmp_path, 0.2, val=True, shard=1000)
-    name, each, val = f"cube-single-play-v{demos.VERSION}", demos.SEEDS, demos.VAL
+    monkeypatch.setattr(generate, "_attempts", attempts)
+    paths = generate.generate(task, 2500, tmp_path, 0.2, shard=1000)
+    name, each = f"cube-single-play-v{generate.VERSION}", generate.SEEDS
     assert paths == [tmp_path / f"{name}-2500-goal2x0.2" / f"{name}-{i:03d}.npz" for i in range(3)]
-    assert asked == [("play", 800, 0), ("goal", 200, 0), ("play", 80, val), ("goal", 20, val),
-                     ("play", 800, each), ("goal", 200, each), ("play", 80, val + each), ("goal", 20, val + each),
-                     ("play", 400, 2 * each), ("goal", 100, 2 * each), ("play", 40, val + 2 * each), ("goal", 10, val + 2 * each)]
-    for suffix, sizes in ((".npz", [1000, 1000, 500]), ("-val.npz", [100, 100, 50])):
-        assert [(~np.load(path.with_name(path.stem + suffix))["terminals"]).sum() for path in paths] == sizes         # transitions
+    assert asked == [("play", 800, 0), ("goal", 200, 0), ("play", 800, each), ("goal", 200, each),
+                     ("play", 400, 2 * each), ("goal", 100, 2 * each)]
+    assert [(~np.load(path)["terminals"]).sum() for path in paths] == [1000, 1000, 500]                 # transitions
     record = json.loads(files.record_of(paths[1]).read_text())
-    assert (record["first"], record["asked"], record["goal_share"], record["generator"]) == (each, 1000, 0.2, demos.VERSION)
-    assert val + 100 * each < 500_000_000 and val > 100 * each                 # numbers of attempts never meet, 100 files or more
-    assert demos.generate(task, 2500, tmp_path, 0.2, val=True, shard=1000) == paths and len(asked) == 12
+    told = [record[key] for key in ("first", "asked", "goal_share", "generator")]
+    assert told == [each, 1000, 0.2, generate.VERSION]
+    assert 100 * each < 500_000_000                        # numbers of attempts never meet, 100 files or more
+    assert generate.generate(task, 2500, tmp_path, 0.2, shard=1000) == paths and len(asked) == 6
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cube-single-task2", "cube-double-task2", "cube-triple-task3", "cube-quadruple-task4", "scene-task2",
-                                  "puzzle-3x3-task4", "puzzle-4x4-task4"])
+@pytest.mark.parametrize("name", ["cube-single-task2", "cube-double-task2", "cube-triple-task3", "cube-quadruple-task4",
+                                  "scene-task2", "puzzle-3x3-task4", "puzzle-4x4-task4"])
 def test_play_of_every_environment(name, tmp_path):
-    """An official reader takes it, its states are observed again, and two at least of three episodes aimed at the goal get there."""
-    from tools.inspect_data import replay_ogbench
-    from tools.play import goal_episode, play_episode
+    """It is read, its states are observed again, and of three episodes aimed at the goal two at least get there."""
+    from tools.official.check import replay_ogbench
+    from tools.standins.play import goal_episode, play_episode
     task = envs.task(name)
-    demos.write_ogbench(tmp_path / "play.npz", [play_episode(task.source, seed, 201) for seed in (0, 1)])
+    generate.write_ogbench(tmp_path / "play.npz", [play_episode(task.source, seed, 201) for seed in (0, 1)])
     fits, text = replay_ogbench(task, tmp_path / "play.npz", 2)
     assert fits, text
     dataset = data.read(tmp_path / "play.npz", task)
-    assert np.array_equal(np.flatnonzero(dataset["terminals"]), [199, 399]) and dataset["observations"].shape == (400, task.obs_dim)
-    demos.write_ogbench(tmp_path / "goal.npz", [goal_episode(task.source, task.task_id, seed) for seed in range(3)])
+    assert np.array_equal(np.flatnonzero(dataset["terminals"]), [199, 399])
+    assert dataset["observations"].shape == (400, task.obs_dim)
+    generate.write_ogbench(tmp_path / "goal.npz", [goal_episode(task.source, task.task_id, seed) for seed in range(3)])
     aimed = data.read(tmp_path / "goal.npz", task)
-    reached = data.count(aimed["terminals"], aimed["masks"] == 0)
+    reached = files.count(aimed["terminals"], aimed["masks"] == 0)
     print(f"\n{name}: {reached}")
     assert reached["successes"] >= 2
 
 
-# --------------------------------------------------------------------------------------------------- which data a run gets
+# ------------------------------------------------------------------------------------------ which data a run gets
 def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_path):
-    monkeypatch.setattr(data, "fetch", lambda *_: ([], "host: unreachable"))
+    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([], "host: unreachable"))
     folder = generated["lift"].parent.parent
     said = []
     config = build(dict(task="lift", preset="quick", data_size=3, data_dir=str(folder)))

@@ -11,7 +11,7 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from tools import fetch, files
+from tools.official import fetch, files
 
 CONTENT = b"\x89HDF" + bytes(range(256)) * 4000
 LIFT = envs.task("lift")
@@ -93,18 +93,25 @@ def test_a_part_longer_than_the_file_starts_over(host, tmp_path):
     assert (tmp_path / "x.hdf5").read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("how, says", [("html", "web page"), ("sly", "does not begin like a .hdf5"), ("longer", "connection ended"),
-                                       ("shorter", "broken file: too short"), ("missing", "404"), ("stalls", "timed out")])
+@pytest.mark.parametrize("how, says", [("html", "web page"), ("sly", "broken file: 18 bytes"), ("missing", "404"),
+                                       ("longer", "connection ended"), ("shorter", "broken file: 1023004 bytes"),
+                                       ("stalls", "timed out")])
 def test_nothing_but_the_whole_file_gets_the_final_name(host, tmp_path, how, says):
+    def read(path):
+        files.need(path.stat().st_size == len(CONTENT), f"{path.stat().st_size} bytes")
     with pytest.raises(OSError, match=says):
-        fetch.download(host + how, tmp_path / "x.hdf5", timeout=0.3,
-                       complaint=lambda path: "too short" if path.stat().st_size < len(CONTENT) else "")
+        fetch.download(host + how, tmp_path / "x.hdf5", timeout=0.3, read=read)
     assert not (tmp_path / "x.hdf5").exists()
+    assert len(list(tmp_path.iterdir())) == (how in ("longer", "stalls"))      # what may still become the file
 
 
 def test_a_host_that_announces_no_length(host, tmp_path):
     fetch.download(host + "nolength", tmp_path / "x.hdf5")
     assert (tmp_path / "x.hdf5").read_bytes() == CONTENT
+
+
+def get(folder, max_bytes=1e9, count=0):
+    return fetch.fetch(LIFT, folder, max_bytes, count, lambda path, task: None)
 
 
 def official(monkeypatch, *hosts, names=("r/x.hdf5",), elsewhere="/nowhere"):
@@ -114,20 +121,21 @@ def official(monkeypatch, *hosts, names=("r/x.hdf5",), elsewhere="/nowhere"):
 def test_mirror_is_tried_reasons_are_told_and_files_are_remembered(host, tmp_path, monkeypatch):
     official(monkeypatch, host + "missing/", host + "good/")
     path = tmp_path / "robomimic/r/x.hdf5"
-    assert fetch.fetch(LIFT, tmp_path, 1e9) == ([(path, path.with_name("x.hdf5.json"))], "")
+    assert get(tmp_path) == ([(path, path.with_name("x.hdf5.json"))], "")
     record = json.loads(path.with_name("x.hdf5.json").read_text())
-    assert record["url"] == host + "good/r/x.hdf5" and record["bytes"] == len(CONTENT) and record["sha256"] == files.sha256(path)
+    assert record["url"] == host + "good/r/x.hdf5"
+    assert record["bytes"] == len(CONTENT) and record["sha256"] == files.sha256(path)
     count = len(Host.served)
-    assert fetch.fetch(LIFT, tmp_path, 1e9)[0][0][0] == path and len(Host.served) == count                  # it is there now
+    assert get(tmp_path)[0][0][0] == path and len(Host.served) == count                  # it is there now
     official(monkeypatch, host + "missing/", names=["r/y.hdf5"])
-    assert fetch.fetch(LIFT, tmp_path, 1e9) == ([], f"{host.split('/')[2]}: HTTP 404")
+    assert get(tmp_path) == ([], f"{host.split('/')[2]}: HTTP 404")
     official(monkeypatch, "http://127.0.0.1:1/", names=["r/y.hdf5"])
-    assert "refused" in fetch.fetch(LIFT, tmp_path, 1e9)[1]
+    assert "refused" in get(tmp_path)[1]
 
 
 def test_a_host_that_keeps_dropping_is_asked_for_the_rest_while_it_gives(host, tmp_path, monkeypatch):
     official(monkeypatch, host + "drops/", host + "missing/")
-    found, why = fetch.fetch(LIFT, tmp_path, 1e9)              # each try halves what is missing
+    found, why = get(tmp_path)              # each try halves what is missing
     assert why == "" and found[0][0].read_bytes() == CONTENT and len(Host.served) > 10
 
 
@@ -137,10 +145,10 @@ def test_a_full_disk_keeps_what_has_come_for_the_next_time(host, small_disk, mon
     (disk / "robomimic/r").mkdir(parents=True)
     fill(600_000)
     with pytest.raises(UserError, match=f"the disk of {disk}/robomimic is full"):
-        fetch.fetch(LIFT, disk, 1e9)
+        get(disk)
     (disk / "filler").unlink()
     have = fetch.part_of(disk / "robomimic/r/x.hdf5")[1]
-    found, why = fetch.fetch(LIFT, disk, 1e9)
+    found, why = get(disk)
     assert 500_000 < have <= 600_000 and why == "" and found[0][0].read_bytes() == CONTENT
     assert Host.served[1:] == [("/good/r/x.hdf5", f"bytes={have}-")]
 
@@ -149,23 +157,25 @@ def test_many_files_count_together(host, tmp_path, monkeypatch):
     names = [f"r/{i}.hdf5" for i in range(3)]
     official(monkeypatch, host + "good/", names=names)
     with pytest.raises(UserError, match="give --data official"):
-        fetch.fetch(LIFT, tmp_path, 2.5 * len(CONTENT))
-    found, _ = fetch.fetch(LIFT, tmp_path, 2.5 * len(CONTENT), count=2)                       # two of them are small enough
+        get(tmp_path, 2.5 * len(CONTENT))
+    found, _ = get(tmp_path, 2.5 * len(CONTENT), count=2)                       # two of them are small enough
     assert [path.name for path, _ in found] == ["0.hdf5", "1.hdf5"]
-    assert len(fetch.fetch(LIFT, tmp_path, 3.5 * len(CONTENT))[0]) == 3
+    assert len(get(tmp_path, 3.5 * len(CONTENT))[0]) == 3
 
 
 def test_where_official_files_are(monkeypatch):
     names, hosts, home = fetch.official(envs.task("cube-quadruple-task3"))
-    assert len(names) == 100 and names[99] == "cube-quadruple-play-100m-v0/cube-quadruple-play-v0-099.npz" and len(hosts) == 2
+    assert len(names) == 100 and len(hosts) == 2
+    assert names[99] == "cube-quadruple-play-100m-v0/cube-quadruple-play-v0-099.npz"
     assert fetch.official(envs.task("scene-task2"))[0] == ["scene-play-v0.npz"] and home == Path("~/.ogbench/data")
     names, hosts, home = fetch.official(envs.task("can"))
-    assert hosts[0] + names[0] == "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/v1.5/can/mh/low_dim_v15.hdf5"
+    hub = "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/"
+    assert hosts[0] + names[0] == hub + "v1.5/can/mh/low_dim_v15.hdf5"
     assert str(home / names[0]) == "~/.robomimic/can/mh/low_dim_v15.hdf5"
 
 
 def test_broken_downloads_are_not_kept(host, tmp_path, monkeypatch):
-    """The host sends the length it announces, in the right format's first bytes; only reading it shows what it is."""
+    """The host sends the length it announces; only reading it shows what it is."""
     official(monkeypatch, host + "good/")
     with pytest.raises(UserError, match="could not be obtained .*the host sent a broken file: OSError"):
         data.load(build(dict(task="lift", data="official", data_dir=str(tmp_path))))

@@ -1,35 +1,51 @@
 """The concept files' pictures: all are drawn, and what they call exact is exact."""
+import functools
 import itertools
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from baselines import pictures
-from tools import bandit, figures
+from config import UserError
+from tools.pictures import __main__ as pictures
+from tools.pictures import bandit, concepts, rivals
 
 
 def test_every_picture_is_drawn(tmp_path, monkeypatch):
     """With networks that have hardly been trained."""
-    monkeypatch.setattr(figures, "FOLDER", tmp_path / "figures")
-    figures.FOLDER.mkdir()
-    train = figures.train
-    monkeypatch.setattr(pictures, "train", lambda network, loss, steps=0: train(network, loss, 2))
-    figures.drift(4)
-    figures.policy(2)
-    figures.critic(4)
-    figures.topk(2, draws=2)
+    monkeypatch.setattr(concepts, "FOLDER", tmp_path / "figures")
+    concepts.FOLDER.mkdir()
+    train = concepts.train
+    monkeypatch.setattr(rivals, "train", lambda network, loss, steps=0: train(network, loss, 2))
+    concepts.drift(4)
+    concepts.policy(2)
+    concepts.critic(4)
+    concepts.topk(2, draws=2)
     bandit.draw(2, 2)
-    pictures.flow()
-    pictures.meanflow()
-    names = {path.name for path in figures.FOLDER.iterdir() if path.stat().st_size > 5_000}
-    assert names == {"drift.png", "drift.gif", "temperatures.png", "policy.png", "critic.png", "topk.png", "dfp.png", "flow.png", "meanflow.png"}
+    rivals.flow()
+    rivals.meanflow()
+    names = {path.name for path in concepts.FOLDER.iterdir() if path.stat().st_size > 5_000}
+    assert names == {"drift.png", "drift.gif", "temperatures.png", "policy.png", "critic.png", "topk.png", "dfp.png",
+                     "flow.png", "meanflow.png"}
+
+
+def test_command_knows_the_files_and_nothing_else(monkeypatch):
+    names, drawn = ["drift", "policy", "critic", "topk", "dfp", "flow", "meanflow"], []
+    monkeypatch.setattr(pictures, "DRAW", {name: functools.partial(drawn.append, name) for name in pictures.DRAW})
+    for words in ([], *([name] for name in names)):
+        monkeypatch.setattr(sys, "argv", ["pictures", *words])
+        pictures.main()
+    assert drawn == names + names
+    monkeypatch.setattr(sys, "argv", ["pictures", "drfit"])
+    with pytest.raises(UserError, match="invalid choice: 'drfit' .*drift"):
+        pictures.main()
 
 
 def test_exact_values_of_the_chain():
     """Against rollouts: the mean discounted return of a chunk that is followed by the random walk."""
     length, chunk, discount = 4, 2, 0.9
-    exact, draw = figures.chain_values(length, chunk, discount), np.random.default_rng(0)
+    exact, draw = concepts.chain_values(length, chunk, discount), np.random.default_rng(0)
     assert len(exact) == length * 4 and exact[3, (1, -1)] == 0 and exact[2, (1, 1)] == -1
     for place, moves in itertools.product((0, 2), ((-1, 1), (-1, -1))):
         returns = []
@@ -44,13 +60,14 @@ def test_exact_values_of_the_chain():
 
 
 def test_limit_of_proposition_1():
-    """All of pi_old kept (rho = 1) and its own samples as negatives: no drift is left."""
+    """All of pi_old kept (a share of 1) and its own samples as negatives: no drift is left."""
     everything = torch.special.ndtri((torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000)[:, None]
-    assert figures.level_set_loss(everything[::200], everything, 1.0, 0.3) < 1e-12
+    assert concepts.level_set_loss(everything[::200], everything, 1.0, 0.3) < 1e-12
 
 
 def test_the_bandit():
-    """Its best action is where it says; DFP's samples come to earn more by L_topK, which finds what no demonstration holds."""
+    """Its best action is where it says; DFP's samples come to earn more by L_topK, which finds what no demonstration
+    holds."""
     line = torch.linspace(-1, 1, 401)
     grid = torch.cartesian_prod(line, line)
     value, best = bandit.reward(grid).max(0)

@@ -13,8 +13,10 @@ import envs
 import run
 import toy
 from config import UserError
+from conftest import ROOT
 from test_scripts import first, home, script  # noqa: F401
-from tools import film
+from tools.pictures import film
+from tools.simulators.evaluator import ChunkEnv, Evaluator
 
 
 class Painted(toy.Toy):
@@ -29,7 +31,7 @@ class Painted(toy.Toy):
 
 def painted(task="painted", chunk=None):
     env = envs.OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, make=Painted))
-    return envs.ChunkEnv(env, chunk) if chunk else env
+    return ChunkEnv(env, chunk) if chunk else env
 
 
 @pytest.fixture
@@ -42,10 +44,11 @@ def policy():
 
 def test_episodes_are_the_evaluation_s_own(policy):
     filmed = [film.record(policy, painted(), episode) for episode in range(6)]
-    evaluator = envs.Evaluator("painted", policy.chunk, 2, painted)
+    evaluator = Evaluator("painted", policy.chunk, 2, painted)
     result = evaluator(policy.act, 6)
     evaluator.close()
-    assert result["success"] == np.mean([f["success"] for f in filmed]) and result["length"] == np.mean([f["steps"][-1] for f in filmed])
+    assert result["success"] == np.mean([f["success"] for f in filmed])
+    assert result["length"] == np.mean([f["steps"][-1] for f in filmed])
     # step by step: every other picture, and Q of the chunk that is under way, which is asked about once
     env, one = painted(), filmed[0]
     obs, _ = env.reset(seed=envs.EVAL_SEED)
@@ -57,7 +60,8 @@ def test_episodes_are_the_evaluation_s_own(policy):
         if step % 2 == 0:
             shades, values = [*shades, env.render()[0, 0, 0]], [*values, q]
         obs = env.step(chunk[0, step % 5].numpy())[0]
-    assert [frame[0, 0, 0] for frame in one["frames"]] == [*shades, env.render()[0, 0, 0]] and one["values"] == [*values, q]
+    assert [frame[0, 0, 0] for frame in one["frames"]] == [*shades, env.render()[0, 0, 0]]
+    assert one["values"] == [*values, q]
     assert one["steps"] == [*range(0, one["steps"][-1], 2), one["steps"][-1]]
 
 
@@ -65,12 +69,12 @@ def test_q_is_drawn_and_the_end_is_told():
     frames = [np.full((64, 64, 3), shade, np.uint8) for shade in (10, 60, 200)]
     pictures = film.drawn(frames, [0, 2, 4], [-4.0, -2.0, 0.0], success=True)
     assert len(pictures) == 3 + film.HOLD and [p.getpixel((5, 5))[0] for p in pictures[:3]] == [10, 60, 200]
-    blue = lambda p: np.argwhere(np.all(np.array(p) == (0x1f, 0x77, 0xb4), -1))             # noqa: E731
-    ends = [blue(p) for p in pictures[1:3]]
-    assert abs(ends[0][:, 1].max() - film.SIZE / 2) <= 1 and ends[1][:, 1].max() == film.SIZE - 1             # so far, then all of it
-    assert ends[1][:, 0].min() < ends[0][:, 0].min()                                                          # Q rises
-    for success, channel in ((True, 1), (False, 0)):                                                          # in green, or in red
-        colours = [np.array(p).astype(int)[film.SIZE:] for p in film.drawn(frames, [0, 2, 4], [-4.0, -2.0, 0.0], success)]
+    ends = [np.argwhere(np.all(np.array(p) == (0x1f, 0x77, 0xb4), -1)) for p in pictures[1:3]]   # where it is blue
+    assert abs(ends[0][:, 1].max() - film.SIZE / 2) <= 1 and ends[1][:, 1].max() == film.SIZE - 1    # so far, then all
+    assert ends[1][:, 0].min() < ends[0][:, 0].min()                                             # Q rises
+    for success, channel in ((True, 1), (False, 0)):                                             # in green, or in red
+        pictures = film.drawn(frames, [0, 2, 4], [-4.0, -2.0, 0.0], success)
+        colours = [np.array(p).astype(int)[film.SIZE:] for p in pictures]
         told = [(np.delete(c, channel, -1).max(-1) + 50 < c[..., channel]).any() for c in colours]
         assert told == [False, False] + [True] * (1 + film.HOLD)
 
@@ -79,12 +83,13 @@ def test_q_is_drawn_and_the_end_is_told():
 def test_files(policy, ending, tmp_path, monkeypatch):
     monkeypatch.setattr(envs, "task", lambda name: SimpleNamespace(suite="own"))
     monkeypatch.setattr(envs, "make", lambda name, **rendering: painted())
-    path, frames = tmp_path / "films" / f"out.{ending}", sum(len(film.record(policy, painted(), e)["frames"]) + film.HOLD for e in range(2))
+    path = tmp_path / "films" / f"out.{ending}"
+    frames = sum(len(film.record(policy, painted(), e)["frames"]) + film.HOLD for e in range(2))
     film.film(policy, str(path), 2)
     if ending == "gif":
         with Image.open(path) as gif:
             lasts = []
-            for i in range(gif.n_frames):                                                     # equal neighbours are one, shown longer
+            for i in range(gif.n_frames):                                # equal neighbours are one, shown longer
                 gif.seek(i)
                 lasts.append(gif.info["duration"])
         assert sum(lasts) == frames * 1000 // film.FPS
@@ -103,7 +108,7 @@ def test_a_renderer_is_chosen_or_missed_in_one_line(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "disable")
     film.choose_renderer()
     assert film.os.environ["MUJOCO_GL"] == "osmesa" and tried == ["egl", "osmesa"]
-    film.choose_renderer()                                                                    # given by hand: no other is tried
+    film.choose_renderer()                                               # given by hand: no other is tried
     assert tried[2:] == ["osmesa"]
     working.clear()
     with pytest.raises(UserError, match=r"tried osmesa\); install EGL"):
@@ -114,9 +119,10 @@ def test_evaluate_films_or_says_why_not(first, tmp_path, monkeypatch):  # noqa: 
     folder, out, _ = first
     output = script("evaluate.py", folder, None, f"{out} --film film.avi", task=None, code=2)
     assert "must end in .gif or .mp4" in output
-    monkeypatch.setattr(film, "choose_renderer", lambda: None)                                # this process has MUJOCO_GL=disable
+    monkeypatch.setattr(film, "choose_renderer", lambda: None)           # this process has MUJOCO_GL=disable
     output = script("evaluate.py", folder, None, f"{out} --episodes 1 --film {tmp_path}/film.gif", task=None, code=2)
-    assert output.count("error: no film: cube-single-task2 cannot be rendered here") == 1 and not (tmp_path / "film.gif").exists()
+    assert output.count("error: no film: cube-single-task2 cannot be rendered here") == 1
+    assert not (tmp_path / "film.gif").exists()
 
 
 @pytest.mark.slow
@@ -128,10 +134,10 @@ def test_real_renderers(task, tmp_path, monkeypatch):
         film.choose_renderer()
     except UserError as error:
         pytest.skip(str(error))
-    code = ("import sys; sys.path.insert(0, sys.argv[1])\nimport numpy as np, envs\nfrom tools import film\n"
+    code = ("import sys; sys.path.insert(0, sys.argv[1])\nimport numpy as np, envs\nfrom tools.pictures import film\n"
             "env = envs.make(sys.argv[2], **film.rendering(sys.argv[2])); obs, _ = env.reset(seed=0); one = env.render()\n"
             "for _ in range(8): env.step(np.ones(env.action_space.shape))\n"
             "print(one.shape, one.std() > 5, np.abs(env.render() - 1.0 * one).mean() > 0.1)")
-    words = [film.sys.executable, "-c", code, str(film.Path(film.__file__).parent.parent), task]
+    words = [film.sys.executable, "-c", code, str(ROOT), task]
     output = subprocess.run(words, capture_output=True, text=True)
     assert output.stdout.strip().endswith("(256, 256, 3) True True"), output.stderr

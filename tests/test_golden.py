@@ -4,6 +4,7 @@
 
 Errors are relative to the largest reference magnitude of an array, as the recording's own tolerances are.
 """
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,8 @@ import torch
 
 from baselines.flow import FQL
 from baselines.meanflow import MVPTopK, total_derivative, two_times
+from buffer import FIELDS, ReplayBuffer
 from critic import Critic, td_loss, td_target
-from data import ReplayBuffer
 from dfp import DFP
 from drift import drift_loss
 from policy import MLP, Actor, sample
@@ -34,11 +35,10 @@ def golden(request):
 
 
 def close(got, ref, tolerance, what=""):
-    got, ref = torch.as_tensor(got, dtype=torch.float64).detach(), torch.as_tensor(ref, dtype=torch.float64)
+    got, ref = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (got, ref))
     assert got.shape == ref.shape, f"{what}: shape {tuple(got.shape)} != {tuple(ref.shape)}"
-    largest = ref.abs().max().item() if ref.numel() else 0.0
-    error = (got - ref).abs().max().item() if ref.numel() else 0.0
-    assert error <= (tolerance * largest if largest else 1e-7), f"{what}: error {error:.3g} of {largest:.3g}, allowed {tolerance}"
+    largest, error = (x.abs().max().item() for x in (ref, got - ref))
+    assert error <= (tolerance * largest or 1e-7), f"{what}: error {error:.3g} of {largest:.3g}, allowed {tolerance}"
 
 
 def named(z, prefix):
@@ -52,7 +52,7 @@ def all_pairs(net, arrays):
         layer, part = name.split("/")
         i = int(layer.lstrip("densorm"))
         if isinstance(net, Critic):
-            ours = {"densekernel": net.weights, "densebias": net.biases, "normscale": net.gains, "normbias": net.offsets}
+            ours = dict(densekernel=net.weights, densebias=net.biases, normscale=net.gains, normbias=net.offsets)
             yield ours[layer.rstrip("0123456789") + part][i], array if part == "kernel" else array[:, None]
         else:
             linear = net.mlp.linears[i]
@@ -74,30 +74,24 @@ def sizes(arrays, ensemble):
     return dims[0], tuple(dims[1:-1]), dims[-1], kernels[0].shape[0] if ensemble else 1
 
 
-def make_critic(arrays, chunk_dim, aggregate="mean"):
+def make_critic(arrays, chunk_dim):
     inputs, hidden, _, members = sizes(arrays, True)
-    return fill(Critic(inputs - chunk_dim, chunk_dim, hidden, members, aggregate), arrays)
-
-
-def make_actor(arrays):
-    inputs, hidden, outputs, _ = sizes(arrays, False)
-    return fill(Actor(inputs - outputs, outputs, hidden), arrays)
+    return fill(Critic(inputs - chunk_dim, chunk_dim, hidden, members), arrays)
 
 
 def make_dfp(z, prefix="", horizon=5, algorithm=DFP, actor="actor"):
     """A DFP, or a baseline, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
     actor, critic = named(z, prefix + actor), named(z, prefix + "critic")
     _, hidden, D, _ = sizes(actor, False)
-    cfg = lambda name, default: z.get(f"cfg/{name}", default)                                  # noqa: E731
+    cfg = named(z, "cfg").get
     config = SimpleNamespace(
         seed=0, chunk=cfg("horizon", horizon), hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
         q_aggregate="min" if cfg("q_agg_min", 0) else "mean", lr=cfg("lr", 3e-4), discount=cfg("discount", 0.99),
         target_rate=cfg("tau", 5e-3), ema_rate=cfg("ema_tau", 1e-4), num_generated=cfg("gen_per_label", 8),
         temperatures=tuple(cfg("temps", torch.tensor([0.1])).tolist()), best_of=16, bc_weight=cfg("alpha_target", 1.0),
         topk_weight=cfg("alpha_pos", 0.5), num_candidates=cfg("n_candidates", 16), top_k=cfg("top_k", 4),
-        mask_bc=False, topk_offline=False, compile=False, precision="fp32",
-        flow_steps=cfg("flow_steps", 10), distill_weight=cfg("alpha", 1.0), ivc_weight=cfg("ivc_lambda", 1.0),
-        time_mean=cfg("lognorm_mu", -0.4), time_std=cfg("lognorm_sigma", 1.0))
+        mask_bc=False, topk_offline=False, flow_steps=cfg("flow_steps", 10), distill_weight=cfg("alpha", 1.0),
+        ivc_weight=cfg("ivc_lambda", 1.0), time_mean=cfg("lognorm_mu", -0.4), time_std=cfg("lognorm_sigma", 1.0))
     algo = algorithm(sizes(critic, True)[0] - D, D // config.chunk, config)
     fill(algo.actor, actor)
     fill(algo.critic, critic)
@@ -119,6 +113,11 @@ def gradients_match(net, arrays, tolerance):
         close(parameter.grad, value, tolerance, "gradient")
 
 
+def squared_forces(info, temperatures, prefix=""):
+    """[R]: what the recording calls temp_loss."""
+    return torch.stack([info[f"{prefix}force_rms_{r:g}"] for r in temperatures]).square()
+
+
 # ------------------------------------------------------------------------------------------------------------ field
 def test_drift_field(golden):
     z = golden("drift_field")
@@ -138,8 +137,7 @@ def test_drift_field(golden):
         close(loss, c["loss"], tolerance, f"{case} loss")
         close(loss.mean(), c["loss_mean"], tolerance, f"{case} mean")
         close(info["scale"], c["scale"], tolerance, f"{case} scale")
-        rms = torch.stack([info[f"force_rms_{r:g}"] for r in temperatures])
-        close(rms.square(), c["temp_loss"], tolerance, f"{case} temp_loss")
+        close(squared_forces(info, temperatures), c["temp_loss"], tolerance, f"{case} temp_loss")
         close(x.grad, c["grad_gen"], for_gradient, f"{case} gradient")
     assert tried >= 10
 
@@ -148,7 +146,9 @@ def test_drift_field(golden):
 def test_networks(golden):
     z = golden("networks")
     D = z["act"].shape[1]
-    critic, actor = make_critic(named(z, "critic"), D), make_actor(named(z, "actor"))
+    critic = make_critic(named(z, "critic"), D)
+    inputs, hidden, outputs, _ = sizes(named(z, "actor"), False)
+    actor = fill(Actor(inputs - outputs, outputs, hidden), named(z, "actor"))
     close(critic(z["obs"], z["act"]), z["critic_out"], 1e-5)
     close(critic(z["obs_nd"], z["act_nd"]), z["critic_out_nd"], 1e-5)
     close(actor(z["obs"], z["noise"]), z["actor_out"], 1e-5)
@@ -156,8 +156,7 @@ def test_networks(golden):
     for name in ("time1", "time2"):                # the MLP with time columns, as the baselines use it
         arrays = named(z, f"actor_{name}")
         inputs, hidden, outputs, _ = sizes(arrays, False)
-        mlp = MLP(inputs, hidden, outputs)
-        fill(SimpleNamespace(mlp=mlp), arrays)
+        mlp = fill(SimpleNamespace(mlp=MLP(inputs, hidden, outputs)), arrays).mlp
         close(mlp(torch.cat([z["obs"], z["noise"], z[name]], -1)), z[f"actor_{name}_out"], 1e-5)
 
 
@@ -168,13 +167,13 @@ def test_initial_values(golden, kind):
     fan_in, fan_out = z[f"init/{kind}_fan_in"].tolist(), z[f"init/{kind}_fan_out"].tolist()
     if kind == "critic":
         critic = Critic(3, fan_in[0] - 3, tuple(fan_in[1:]), ensemble=20)
-        weights, biases = list(critic.weights), list(critic.biases)
+        layers = zip(critic.weights, critic.biases)
         assert all((gain == 1).all() and (offset == 0).all() for gain, offset in zip(critic.gains, critic.offsets))
     else:
-        mlps = [MLP(fan_in[0], tuple(fan_in[1:]), fan_out[-1]) for _ in range(20)]
-        weights = [torch.stack([linear.weight.T for linear in layer]) for layer in zip(*(m.linears for m in mlps))]
-        biases = [torch.stack([linear.bias for linear in layer]) for layer in zip(*(m.linears for m in mlps))]
-    for i, (a, b, weight, bias) in enumerate(zip(fan_in, fan_out, weights, biases, strict=True)):
+        mlps = [MLP(fan_in[0], tuple(fan_in[1:]), fan_out[-1]).linears for _ in range(20)]
+        layers = [(torch.stack([linear.weight.T for linear in layer]), torch.stack([linear.bias for linear in layer]))
+                  for layer in zip(*mlps)]
+    for i, (a, b, (weight, bias)) in enumerate(zip(fan_in, fan_out, layers, strict=True)):
         bound = (6 / (a + b)) ** 0.5
         assert weight.shape == (20, a, b) and len(weight.flatten(1).unique(dim=0)) == 20
         assert 0.9 * bound < weight.abs().max() <= bound
@@ -189,17 +188,18 @@ def test_td_loss(golden):
     z = golden("critic_td")
     batch = chunk_batch(z)
     algo = make_dfp(z)
-    obs = batch["next_observations"]
-    candidates = algo.actor(obs[:, None].expand(-1, z["noise_next"].shape[1], -1), z["noise_next"]).clamp(-1, 1)
+    obs, noise = batch["next_observations"], z["noise_next"]
+    candidates = sample(algo.actor, obs, noise)
     close(candidates, z["cand_actions"], 1e-5)
     close(algo.critic.value(obs, candidates), z["cand_q"], 1e-5)
-    close(algo.choose(obs, z["noise_next"]), z["next_actions"], 1e-5)
+    close(algo.choose(obs, noise), z["next_actions"], 1e-5)
     next_q = algo.critic_target.value(obs, z["next_actions"])
     close(next_q, z["next_q"], 1e-5)
     target = td_target(batch["rewards"], batch["masks"], next_q, z["cfg/discount"], z["cfg/horizon"])
     close(target, z["target_q"], 1e-5)
-    close(td_loss(algo.critic(batch["observations"], batch["actions"].flatten(1)), target, batch["valid"][:, -1]), z["critic_loss"], 2e-5)
-    loss, _ = algo.critic_loss(batch, z["noise_next"])
+    q = algo.critic(batch["observations"], batch["actions"].flatten(1))
+    close(td_loss(q, target, batch["valid"][:, -1]), z["critic_loss"], 2e-5)
+    loss, _ = algo.critic_loss(batch, {"next": noise})
     loss.backward()
     close(loss, z["critic_loss"], 2e-5)
     gradients_match(algo.critic, named(z, "grad/critic"), 1e-4)
@@ -208,7 +208,7 @@ def test_td_loss(golden):
 # ------------------------------------------------------------------------------------------------------------- actor
 def test_actor_offline(golden):
     z = golden("actor_offline")
-    z |= {f"critic/{k}": v for k, v in named(golden("critic_td"), "critic").items()}          # unused, but it must exist
+    z |= {f"critic/{k}": v for k, v in named(golden("critic_td"), "critic").items()}           # unused, but must exist
     algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
     algo.config.bc_weight = z["cfg/alpha"]
     noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
@@ -216,7 +216,7 @@ def test_actor_offline(golden):
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(info["bc_scale"], z["drift_scale"], 2e-4)
-    close(torch.stack([info[f"bc_force_rms_{r:g}"] for r in algo.config.temperatures]).square(), z["drift_temp_loss"], 2e-4)
+    close(squared_forces(info, algo.config.temperatures, "bc_"), z["drift_temp_loss"], 2e-4)
     gradients_match(algo.actor, named(z, "grad/actor"), 3e-4)
 
 
@@ -261,12 +261,12 @@ def update(algo, z, prefix=""):
     close(info["critic_loss"], z[f"{prefix}critic_loss"], 2e-4)
     close(info["actor_loss"], z[f"{prefix}actor_loss"], 2e-4)
     for side, ours in (("pos", "topk"), ("target", "bc")):
-        rms = torch.stack([info[f"{ours}_force_rms_{r:g}"] for r in algo.config.temperatures])
-        close(rms.square(), z[f"{prefix}drift_{side}_temp_loss"], 2e-4)
+        forces = squared_forces(info, algo.config.temperatures, f"{ours}_")
+        close(forces, z[f"{prefix}drift_{side}_temp_loss"], 2e-4)
 
 
-def averages_match(algo, z, tolerance):
-    for net, name in ((algo.critic_target, "target_critic"), (algo.actor_old, "actor_ema")):
+def match_after(z, tolerance, **networks):
+    for name, net in networks.items():
         for parameter, value in all_pairs(net, named(z, f"after/{name}")):
             assert (parameter - value).abs().max() <= tolerance, name
 
@@ -277,14 +277,13 @@ def test_full_step(golden, file):
     algo = make_dfp(z, "before/")
     algo.improving = True
     update(algo, z)
-    averages_match(algo, z, 5e-7)
+    match_after(z, 5e-7, target_critic=algo.critic_target, actor_ema=algo.actor_old)
     for net, name in ((algo.critic, "critic"), (algo.actor, "actor")):
         gradients_match(net, named(z, f"grad/{name}"), 3e-4)
-        rows = zip(*(all_pairs(net, named(z, f"{when}/{name}")) for when in ("before", "after", "grad")))
-        for (parameter, before), (_, after), (_, gradient) in rows:
-            clear = gradient.abs() > 1e-5          # Adam's first step is lr * sign: undefined where the gradient is rounding
-            error = ((parameter - before) - (after - before))[clear].abs()
-            assert error.numel() == 0 or error.max() <= 0.005 * z["cfg/lr"], name
+        rows = zip(*(all_pairs(net, named(z, f"{when}/{name}")) for when in ("after", "grad")))
+        for (parameter, after), (_, gradient) in rows:
+            clear = gradient.abs() > 1e-5    # Adam's first step is lr * sign: undefined where the gradient is rounding
+            assert ((parameter - after)[clear].abs() <= 0.005 * z["cfg/lr"]).all(), name
 
 
 def test_three_steps(golden):
@@ -293,10 +292,8 @@ def test_three_steps(golden):
     algo.improving = True
     for step in range(z["cfg/n_steps"]):
         update(algo, z, f"step{step}/")
-    averages_match(algo, z, 1e-6)
-    for net, name in ((algo.critic, "critic"), (algo.actor, "actor")):
-        for parameter, value in all_pairs(net, named(z, f"after/{name}")):
-            assert (parameter - value).abs().max() <= 1e-5, name
+    match_after(z, 1e-6, target_critic=algo.critic_target, actor_ema=algo.actor_old)
+    match_after(z, 1e-5, critic=algo.critic, actor=algo.actor)
 
 
 # ----------------------------------------------------------------------------------------------------- chunk sampling
@@ -307,24 +304,19 @@ def test_chunk_sampling(golden, group):
     h = named(z, "h") if group == "replay" else g                          # replay: the set's own chunk length
     dataset = {name: value.numpy() for name, value in named(z, "data").items() if name != "episode_end_idx"}
     buffer = ReplayBuffer(dataset, g.get("capacity", 0), h["horizon"], h["discount"])
-    buffer.fields(buffer.data["steps"])["terminals"][-1] = float(dataset["terminals"][-1])
-    for i in range(len(g.get("extra_rewards", ()))):
-        row = {name: g[f"extra_{name}"][i] for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
-        terminated = row["masks"].item() == 0
-        buffer.add(row["observations"], row["actions"], row["rewards"].item(), terminated,
-                   row["terminals"].item() == 1 and not terminated, row["next_observations"])
+    buffer.terminals[buffer.offline_size - 1] = float(dataset["terminals"][-1])      # as recorded
+    for obs, action, reward, mask, terminal, next_obs in zip(*(g.get(f"extra_{name}", ()) for name in FIELDS)):
+        buffer.add(obs, action, reward.item(), mask.item() == 0, terminal.item() == 1 and mask.item() == 1, next_obs)
     assert buffer.size - buffer.chunk + 1 == g["idx_upper_exclusive"]
-    batch = buffer.chunks(g["idxs"].long())
-    for name in ("observations", "actions", "valid"):
-        close(batch[name], g[name], 1e-5, name)
-    close(batch["rewards"], g["rewards"][:, -1], 1e-5, "rewards")
-    close(batch["masks"], g["masks"][:, -1], 1e-5, "masks")
-    close(batch["next_observations"], g["next_observations_last"], 1e-5, "next")
+    recorded = g | {"rewards": g["rewards"][:, -1], "masks": g["masks"][:, -1],
+                    "next_observations": g["next_observations_last"]}
+    for name, value in buffer.chunks(g["idxs"].long()).items():
+        close(value, recorded[name], 1e-5, name)
 
 
 # ------------------------------------------------------------------------------------------------------------ baselines
 def test_flow(golden):
-    """FQL, and BFN within it: flow loss, Euler's teacher, the student's two terms, gradients of both networks, best of N."""
+    """FQL, and BFN within it: flow loss, Euler's teacher, the student's two terms, both gradients, best of N."""
     z = named(golden("flow_meanflow"), "acfql")
     algo = make_dfp(z, horizon=z["batch/actions"].shape[1], algorithm=FQL, actor="bc_flow")
     fill(SimpleNamespace(mlp=algo.actor.student.mlp), named(z, "onestep"))
@@ -354,23 +346,23 @@ def mvp(golden):
     """(recorded arrays, MVP with top-K as recorded, its noise offline, its noise online)."""
     z = named(golden("flow_meanflow"), "meanflow")
     n, k = z["cfg/n_candidates"], z["cfg/top_k"]
-    normals = lambda stage: torch.stack([z[f"{stage}/z_t"], z[f"{stage}/z_r"]], -1)                # noqa: E731
+    offline, online = (torch.stack([z[f"{stage}/z_t"], z[f"{stage}/z_r"]], -1) for stage in ("offline", "online"))
     # Online rows are, for each state, K positives, worst first (ours: best first), and then the data's chunk.
-    eps, times = z["online/eps"].unflatten(0, (-1, k + 1)), normals("online").unflatten(0, (-1, k + 1))
+    eps, times = (rows.unflatten(0, (-1, k + 1)) for rows in (z["online/eps"], online))
     return (z, make_dfp(z, horizon=z["batch/actions"].shape[1], algorithm=MVPTopK),
-            {"path": z["offline/eps"][:, None], "times": normals("offline")[:, None]},
-            {"path": eps[:, k:], "times": times[:, k:], "topk_path": eps[:, :k].flip(1), "topk_times": times[:, :k].flip(1),
-             "candidates": z["online/noise_select"].unflatten(0, (-1, n))})
+            {"path": z["offline/eps"][:, None], "times": offline[:, None]},
+            {"path": eps[:, k:], "topk_path": eps[:, :k].flip(1), "times": times[:, k:],
+             "topk_times": times[:, :k].flip(1), "candidates": z["online/noise_select"].unflatten(0, (-1, n))})
 
 
 def test_meanflow_derivative(mvp):
     z, algo, noise, _ = mvp
-    obs, data = z["batch/observations"], z["batch/actions"].flatten(1)
-    u = lambda z, r, t: algo.actor.velocity(obs, z, r, t)                                          # noqa: E731
+    data, eps = z["batch/actions"].flatten(1), z["offline/eps"]
+    u = partial(algo.actor.velocity, z["batch/observations"])
     r, t = two_times(noise["times"][:, 0], z["cfg/lognorm_mu"], z["cfg/lognorm_sigma"])
     close(r[:, 0], z["offline/r"], 1e-5, "r")
     close(t[:, 0], z["offline/t"], 1e-5, "t")
-    z_t, z_r, v = (1 - t) * data + t * z["offline/eps"], (1 - r) * data + r * z["offline/eps"], z["offline/eps"] - data
+    z_t, z_r, v = (1 - t) * data + t * eps, (1 - r) * data + r * eps, eps - data
     derivative = total_derivative(u, z_t, r, t, v)
     close(u(z_t, r, t), z["offline/u_pred"], 1e-5, "u")
     close(u(z_r, r, r), z["offline/u_rr"], 1e-5, "u at r, r")
@@ -378,13 +370,13 @@ def test_meanflow_derivative(mvp):
     close(v - (t - r) * derivative, z["offline/u_target"], 1e-5, "target")
 
 
-@pytest.mark.parametrize("compiled", [False, True])                   # compiled: this file's slowest test, half a minute
+@pytest.mark.parametrize("compiled", [False, True])                   # compiled: half a minute
 def test_meanflow_offline(mvp, compiled, request):
     """The JVP survives the compiler, without a graph break: the same losses and gradients."""
     if compiled:
         request.getfixturevalue("compiler")
     z, algo, noise, _ = mvp
-    algo.config.mask_bc, algo.config.bc_weight = True, z["cfg/alpha"]                              # recorded with the mask
+    algo.config.mask_bc, algo.config.bc_weight = True, z["cfg/alpha"]                         # recorded with the mask
     actor_loss = torch.compile(algo.actor_loss, fullgraph=True) if compiled else algo.actor_loss
     loss, info = actor_loss(chunk_batch(z), noise)
     loss.backward()
@@ -406,10 +398,12 @@ def test_meanflow_online(mvp):
 
     loss, info = algo.actor_loss(chunk_batch(z), noise)
     loss.backward()
+    topk_loss = algo.config.topk_weight * info["topk_loss"]
     close(loss, z["online/actor_loss"], 2e-5, "actor loss")
-    close(algo.config.topk_weight * info["topk_loss"], z["online/weighted_loss_pos"], 2e-5, "top-K term")
-    close(loss - algo.config.topk_weight * info["topk_loss"], z["online/weighted_loss_target"], 2e-5, "data term")
+    close(topk_loss, z["online/weighted_loss_pos"], 2e-5, "top-K term")
+    close(loss - topk_loss, z["online/weighted_loss_target"], 2e-5, "data term")
     gradients_match(algo.actor, named(z, "online/grad/actor"), 1e-4)
-    parts = algo.errors({"observations": obs}, z["online/top_actions"].flip(1), noise["topk_path"], noise["topk_times"])
-    for part, name in zip(parts, ("mf_loss", "ivc_loss")):                  # recorded as means over positives and data alike
+    positives = z["online/top_actions"].flip(1)
+    parts = algo.errors({"observations": obs}, positives, noise["topk_path"], noise["topk_times"])
+    for part, name in zip(parts, ("mf_loss", "ivc_loss")):             # recorded as means over positives and data alike
         close((k * part.mean() + info[name]) / (k + 1), z[f"online/{name}"], 2e-5, name)

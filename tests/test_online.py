@@ -1,11 +1,13 @@
-"""Lines 1-2 of Algorithm 1: whole chunks, executed open loop, what enters the buffer, and stopping in the middle."""
-import copy
+"""Lines 1-2 of Algorithm 1: whole chunks, executed open loop, what enters the buffer, lost simulators, and Ctrl-C."""
+import contextlib
+import errno
 import functools
+import itertools
+import multiprocessing.process
 import os
 import signal
 import threading
 import time
-from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -13,121 +15,104 @@ import pytest
 import torch
 
 import envs
-import run
 import toy
-import train_offline
 import train_online
+from buffer import ReplayBuffer
 from config import UserError
-from data import ReplayBuffer, read
-from tools import simulators, states
+from data import read
+from run import algorithm, read_config, read_newest
+from tools.simulators import process
+from tools.simulators.collector import Collector
+from tools.simulators.evaluator import Evaluator
 
 
 class ThreeSteps(gymnasium.Env):
-    """Ends after three steps, by success after an odd seed and by the time limit after an even one. obs = (seed, step)."""
+    """Ends with its third step where the seed is odd. obs = (seed, step), the reward is the action."""
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         self.seed, self.n = seed, 0
-        return np.array([seed, 0.0], np.float32), {}
+        return np.array([seed, 0.0]), {}
 
     def step(self, action):
         self.n += 1
         assert self.n <= 3, "stepped after its episode's end"
-        success = self.n == 3 and self.seed % 2 == 1
-        return np.array([self.seed, self.n], np.float32), float(action[0]), success, self.n == 3 and not success, {}
+        return np.array([self.seed, self.n]), action[0], self.n == 3 and self.seed % 2 == 1, False, {}
 
 
-def parts(act, obs_dim=2, action_dim=1, task="lift", seed=7):
-    """What a Collector uses of a run, with four rows of data."""
-    width = {"observations": (obs_dim,), "next_observations": (obs_dim,), "actions": (action_dim,)}
-    dataset = {name: np.zeros((4, *width.get(name, ())), np.float32)
-               for name in ("observations", "actions", "rewards", "masks", "terminals", "next_observations")}
-    dataset["terminals"][-1] = 1
-    return SimpleNamespace(config=SimpleNamespace(task=task, seed=seed), algo=SimpleNamespace(act=act), acting=None, episode=0,
-                           step=0, run=None, busy=False, interrupt=False, asked=False,
-                           buffer=ReplayBuffer(dataset, 300, 2, 0.9))
+def collected(world, act, count: int) -> list:
+    """The next outcomes, side by side: obs, action, reward, terminated, truncated, next_obs."""
+    rows = []
+    for _ in range(count):
+        if not world.playing:
+            world.play(act(world.obs[None])[0])
+        rows.append(np.r_[world.outcome()])
+    return rows
 
 
-def online(t):
-    """What t's buffer holds of its own, by field."""
-    return t.buffer.transitions(torch.arange(4, t.buffer.size))
-
-
-def stored(t):
-    """obs, action, reward, next_obs of each, side by side."""
-    return np.concatenate([online(t)[n].reshape(t.buffer.size - 4, -1) for n in ("observations", "actions", "rewards", "next_observations")], 1)
-
-
-def test_chunks_are_executed_whole_and_die_with_their_episode(monkeypatch):
-    monkeypatch.setattr(envs, "make", lambda task: ThreeSteps())
-    asked = []
-
-    def act(obs, generator):
-        asked.append(obs[0].tolist())
-        return 10.0 * len(asked) + torch.arange(2.0).reshape(1, 2, 1)          # chunk number and position in it
-    t = parts(act)
-    collector = train_online.Collector(t)
-    for _ in range(9):
-        collector.step()
-    collector.close()
-    rows = {name: array.tolist() for name, array in online(t).items()}
-    seeds = [envs.training_seed(7, e) for e in range(3)]
-    # asked at steps 0 and 2 of each episode; the second chunk's second action is thrown away with the episode
-    assert asked == [[seed, n] for seed in np.float32(seeds) for n in (0, 2)]
-    assert [a[0] for a in rows["actions"]] == [10, 11, 20, 30, 31, 40, 50, 51, 60] == rows["rewards"]
-    assert rows["observations"] == [[seed, n] for seed in np.float32(seeds) for n in range(3)]
-    assert rows["next_observations"] == [[seed, n + 1] for seed in np.float32(seeds) for n in range(3)]
-    won = [seed % 2 for seed in seeds]
-    assert rows["terminals"] == [0, 0, 1] * 3 and rows["masks"] == [m for w in won for m in (1, 1, 1 - w)]
-    assert t.episode == 4                                                      # the fourth has been sent for
-
-
-@pytest.mark.parametrize("task", ["cube-single-task2", "lift"])
-def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(task):
-    """The simulator that works ahead gives what a plain loop gives, to the last bit; so does a run cut after 7 steps."""
-    obs_dim, action_dim, chunk = envs.task(task).obs_dim, envs.task(task).action_dim, 3
-
-    def act(calls, obs, generator):                                            # changes with every call and observation
-        calls.append(0)
-        noise = np.random.default_rng(len(calls)).uniform(-1, 1, (1, chunk, action_dim)).astype(np.float32)
-        return torch.from_numpy(0.5 * noise + 0.1 * np.sin(obs.sum()))
-
-    calls, rows, episode, env = [], [], 0, envs.make(task)
-    while len(rows) < 20:
-        obs, over, episode = env.reset(seed=envs.training_seed(7, episode))[0], False, episode + 1
-        while not over and len(rows) < 20:
-            for action in act(calls, obs[None], None)[0].numpy():
+def taking_turns(task, act, count: int) -> list:
+    """What collected() must give a run of seed 7, by a plain loop."""
+    rows = []
+    with contextlib.closing(envs.make(task)) as env:
+        for episode in itertools.count():
+            obs, over, chunk = env.reset(seed=envs.training_seed(7, episode))[0], False, []
+            while not over:
+                chunk = chunk or [*act(obs[None])[0].numpy()]
+                action = chunk.pop(0)
                 next_obs, reward, terminated, truncated, _ = env.step(action)
-                rows.append(np.r_[obs, action, reward, next_obs])
+                rows.append(np.r_[obs, action, reward, terminated, truncated, next_obs])
+                if len(rows) == count:
+                    return rows
                 obs, over = next_obs, terminated or truncated
-                if over:
-                    break
-    env.close()
 
-    calls = []
-    first = parts(functools.partial(act, calls), obs_dim, action_dim, task)
-    collector = train_online.Collector(first)
-    for _ in range(7):                                                         # in the middle of the third chunk
-        collector.step()
-    state, kept = collector.state_dict(), first.buffer.online_rows(0)
-    collector.close()
-    t = parts(functools.partial(act, calls), obs_dim, action_dim, task)
-    t.buffer.load_online(kept, [])
-    t.episode = first.episode
-    collector = train_online.Collector(t, state)
-    for _ in range(13):
-        collector.step()
-    collector.close()
-    assert np.array_equal(stored(t), np.float32(rows[:20]))
+
+def learner(task: envs.Task):
+    """A policy whose chunks change with every call, as if it learned, and with the observation."""
+    rng = np.random.default_rng(0)
+
+    def act(obs):
+        noise = rng.uniform(-1, 1, (len(obs), 3, task.action_dim))
+        return torch.from_numpy(0.5 * noise + 0.1 * np.sin(obs.sum())).float()
+    return act
+
+
+def test_chunks_are_executed_whole_and_die_with_their_episode():
+    task, asked = envs.Task("three", "own", "", 3, 2, 1, make=ThreeSteps), []
+
+    def act(obs):
+        asked.append(obs[0].tolist())
+        return (2 * len(asked) + torch.arange(2.0).reshape(1, 2, 1)) / 32      # chunk number and position in it
+    with Collector(task, 7) as world:
+        rows = collected(world, act, 9)
+    seeds = [envs.training_seed(7, episode) for episode in range(3)]
+    # asked at steps 0 and 2 of each episode; the second chunk's second action is thrown away with the episode
+    assert asked == [[seed, n] for seed in seeds for n in (0, 2)]
+    actions = np.array([2, 3, 4, 6, 7, 8, 10, 11, 12]) / 32
+    ends = [(n == 2 and seed % 2 == 1, n == 2 and seed % 2 == 0) for seed in seeds for n in range(3)]
+    at = [(seed, n) for seed in seeds for n in range(3)]
+    assert np.array_equal(rows, [[*obs, action, action, *end, obs[0], obs[1] + 1]
+                                 for obs, action, end in zip(at, actions, ends)])
+
+
+@pytest.mark.parametrize("name", ["cube-single-task2", "lift"])
+def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(name):
+    """The simulator that works ahead gives what a plain loop gives, to the last bit; so does a run cut after 7 steps."""
+    task = envs.task(name)
+    act = learner(task)
+    with Collector(task, 7) as world:
+        rows = collected(world, act, 7)                                        # in the middle of the third chunk
+    with Collector(task, 7, world.state_dict()) as world:
+        rows += collected(world, act, 13)
+    assert np.array_equal(rows, taking_turns(task, learner(task), 20))
 
 
 def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
-    """Transitions and weights of stage 2, to the last bit, by a plain loop: what chooses a chunk is the policy after the newest
-    update, what it learns from includes the newest transition."""
+    """Transitions and weights of stage 2, to the last bit, by a plain loop: what chooses a chunk is the policy after
+    the newest update, what it learns from includes the newest transition."""
     folder = train("run", offline_steps=0, seed=3)
-    c, env, episode, over, chunk = run.read_config(folder)[0], envs.make("toy"), 0, True, []
-    algo = run.algorithm(c, 3, 2, torch.device("cpu"))
+    c, env, episode, over, chunk = read_config(folder)[0], envs.make("toy"), 0, True, []
+    algo = algorithm(c, 3, 2, "cpu")
     algo.start_online()
     buffer = ReplayBuffer(read(tmp_path / "toy.npz", envs.task("toy")), c.online_steps, c.chunk, c.discount)
     acting, batches = (torch.Generator().manual_seed(c.seed + k) for k in (2, 3))
@@ -141,161 +126,131 @@ def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
         obs, over = next_obs, terminated or truncated
         if step >= c.warmup:
             algo.update(buffer.sample(c.batch_size, batches))
-    assert np.array_equal(np.fromfile(folder / "online.f32", np.float32), buffer.online_rows(0).flatten().numpy())
-    saved = run.read_newest(folder / "checkpoint.pt")["algorithm"]
+    online = np.fromfile(folder / "online.f32", np.float32)
+    assert np.array_equal(online, buffer.online_rows(0).flatten().numpy())
+    saved = read_newest(folder / "checkpoint.pt")["algorithm"]
     for network in ("actor", "actor_old", "critic", "critic_target"):
-        assert all(torch.equal(p, saved[network][name]) for name, p in getattr(algo, network).state_dict().items()), network
+        for name, weight in getattr(algo, network).state_dict().items():
+            assert torch.equal(weight, saved[network][name]), (network, name)
 
 
-# ------------------------------------------------------------------------------------- simulators that fail (tests/toy.py)
-def toy_rows(episode, count, act):
-    """The first transitions of an episode of toy, by hand: obs, action, reward, next_obs side by side."""
-    env, rows = envs.OwnEnv(toy.TASK), []
-    obs, _ = env.reset(seed=envs.training_seed(7, episode))
-    while len(rows) < count:
-        for action in act(obs[None], None)[0].numpy():
-            next_obs, reward, terminated, truncated, _ = env.step(action)
-            rows.append(np.r_[obs, action, reward, next_obs])
-            obs = next_obs
-            if terminated or truncated:
-                return rows[:count]
-    return rows[:count]
+# ------------------------------------------------------------------------------- simulators that fail (tests/toy.py)
+@pytest.fixture
+def failing(tmp_path, monkeypatch):
+    """A task that fails as ordered, and how to order it."""
+    monkeypatch.setattr(process, "PATIENCE", 3)
 
-
-def steady(obs, generator, best_of=None):
-    """Moves away from the goal, so that no episode is short."""
-    return torch.sign(torch.as_tensor(obs[:, None, :2]) + 1e-3).expand(-1, 3, 2) * 0.3
+    def order(*orders):
+        for name in orders:
+            (tmp_path / name).touch()
+    return toy.failing_task(tmp_path), order
 
 
 @pytest.fixture
-def failing(tmp_path, monkeypatch):
-    """A Collector's parts on a task that fails as ordered, and how to order it."""
-    monkeypatch.setattr(simulators, "PATIENCE", 3)
-    monkeypatch.setattr(envs, "make", functools.partial(lambda folder, task: toy.make_failing(folder), str(tmp_path)))
-    t = parts(steady, 3, 2)
-    t.saved = []                                                               # the collector's states, copied as a file would
-    monkeypatch.setattr(states, "save", lambda t: t.saved.append(copy.deepcopy(t.collector.state_dict())))
-    t.run = SimpleNamespace(checkpoint=tmp_path / "checkpoint.pt")
-    return t, lambda *orders: [(tmp_path / order).touch() for order in orders]
+def failing_run(train, failing, monkeypatch):
+    """train(), whose simulator meets these orders in stage 2."""
+    task, order = failing
+
+    def start(out, *orders, **more):
+        def ordered(*args):
+            order(*orders)
+            return Collector(*args)
+        envs.TABLE["toy"] = task
+        monkeypatch.setattr(train_online, "Collector", ordered)
+        return train(out, eval_every=1000, **more)                             # or an evaluation's would meet them
+    return start
 
 
-def test_lost_simulators_are_replaced_and_no_transition_is_stored_twice_or_lost(failing, capsys):
-    t, order = failing
-    t.collector = collector = train_online.Collector(t)
-    order("start1 dies", "reset1 raises", "step4 hangs", "step5 dies", "reset2 dies")        # one process after another meets one
-    for _ in range(21):
-        collector.step()
-    expected = [row for episode, count in ((2, 3), (3, 4), (4, 13), (6, 1)) for row in toy_rows(episode, count, steady)]
-    assert np.array_equal(stored(t), np.float32(expected))
-    assert t.buffer.cuts == [2, 6] and online(t)["terminals"].tolist() == [float(i in (2, 6, 19)) for i in range(21)]
+LOSSES = ("start1 dies", "reset1 raises", "step4 hangs", "step5 dies", "reset2 dies")    # one simulator meets one
+
+
+def test_lost_simulators_change_no_number_of_a_run(failing_run, capsys):
+    whole = failing_run("whole")
+    assert "was lost" not in capsys.readouterr().out
+    toy.assert_same_runs(whole, failing_run("struck", *LOSSES))
     said = capsys.readouterr().out
+    died = "its process ended with exit code 7"
     assert [part.split(")")[0] for part in said.split("was lost (")[1:]] == [
-        "its process ended with exit code 7", "ValueError out of joint", "no answer in 3 seconds", "its process ended with exit code 7",
-        "its process ended with exit code 7"] and "is replaced (5 of at most 5)" in said
-    collector.simulator.processes[0].kill()                                    # the sixth
-    with pytest.raises(UserError, match="failed 6 times, the last with: its process ended with exit code -9"):
-        for _ in range(3):
-            collector.step()
-    assert t.saved == [{"first": None, "chunk": []}] and t.buffer.cuts == [2, 6, t.buffer.size - 5]      # nothing collected is lost
+        died, "ValueError out of joint", "no answer in 3 seconds", died, died] and "replaced (5 of at most 5)" in said
 
 
-@pytest.mark.parametrize("where", ["start1", "reset1", "step1", "step4", "step7"])
-def test_ctrl_c_need_not_wait_for_a_simulator_that_hangs(failing, where, tmp_path, monkeypatch, capsys):
-    """It is saved as it stands: between a chunk's choice and its first outcome, or in the middle of a chunk."""
-    t, order = failing
-    monkeypatch.setattr(simulators, "PATIENCE", 60)
-    monkeypatch.setattr(simulators, "START_PATIENCE", 60)
-    asked = []
-    t.algo.act = lambda obs, generator: asked.append(0) or steady(obs, generator) * (1 + len(asked) / 10)      # as if it learned
-    t.config.data, t.run.lock, t.evaluator = "toy.npz", SimpleNamespace(close=int), SimpleNamespace(close=int)
-    order(f"{where} hangs")
-
-    def ring():
-        while (tmp_path / f"{where} hangs").exists():                          # until the simulator has read its order
-            time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-    t.collector = train_online.Collector(t)
-    with pytest.raises(SystemExit), train_offline.interruptible([t]):
-        threading.Thread(target=ring).start()
-        for _ in range(9):
-            t.busy = True
-            t.collector.step()
-            t.busy = False
-    t.collector.close()
-    assert "stopped at step 0 and saved" in capsys.readouterr().out and len(t.saved) == 1
-    t.interrupt = False
-    t.collector = train_online.Collector(t, t.saved[0])
-    while t.buffer.size < 4 + 9:
-        t.collector.step()
-    t.collector.close()
-    asked.clear()
-    assert np.array_equal(stored(t), np.float32(toy_rows(0, 9, t.algo.act))) and t.buffer.cuts == []
+def test_a_simulator_lost_while_it_is_brought_back_is_replaced_too_and_the_sixth_loss_is_an_error(failing):
+    task, order = failing
+    act = learner(task)
+    with Collector(task, 7) as world:
+        rows = collected(world, act, 4)
+    order("step3 dies", *LOSSES[:-1])                                          # while its four actions are repeated
+    with Collector(task, 7, world.state_dict()) as world:
+        rows += collected(world, act, 18)
+        assert world.lost == 5 and np.array_equal(rows, taking_turns(task, learner(task), 22))
+        world.simulator.processes[0].kill()
+        with pytest.raises(UserError, match="failed 6 times, the last with: its process ended with exit code -9"):
+            collected(world, act, 4)
 
 
-def test_a_simulator_lost_while_it_is_brought_back_costs_its_episode_only(failing):
-    t, order = failing
-    first = train_online.Collector(t)
-    for _ in range(4):
-        first.step()
-    state = first.state_dict()
-    first.close()
-    order("step3 dies")                                                        # while its four actions are repeated
-    collector = train_online.Collector(t, state)
-    collector.step()
-    collector.close()
-    assert t.buffer.cuts == [3] and collector.lost == 1
-    assert np.array_equal(stored(t), np.float32(toy_rows(0, 4, steady) + toy_rows(1, 1, steady)))
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_where_none_comes_back_the_episode_ends_in_the_buffer(train, monkeypatch, capsys, seeds):
+    """At the fifth step of the first episode: its simulator is lost, and another one gives another state."""
+    outcome = Collector.outcome
+
+    def lost(self):
+        if self.episode == 0 and len(self.played) == 4:
+            self.close()
+            self.now = self.now + 1
+        return outcome(self)
+    monkeypatch.setattr(Collector, "outcome", lost)
+    folders = train("run", seeds=seeds)
+    for seed, folder in enumerate([folders] if seeds == 1 else folders):
+        assert read_newest(folder / "checkpoint.pt")["online"]["cuts"] == [3]
+        online = np.fromfile(folder / "online.f32", np.float32).reshape(40, 11)          # 40 steps, none less
+        assert np.array_equal(online[4, :3], envs.make("toy").reset(seed=envs.training_seed(seed, 1))[0])
+        assert online[3, 7] == 1 == online[3, 6]         # terminals: what follows is another episode; masks: no success
+    assert capsys.readouterr().out.count("does not come back to where it was") == seeds
 
 
-def test_a_start_that_never_answers_counts_as_hung(failing, monkeypatch):
-    t, _ = failing
-    monkeypatch.setattr(simulators, "START_PATIENCE", 0.2)
-    monkeypatch.setattr(envs, "make", lambda task: time.sleep(10_000))
-    t.collector = train_online.Collector(t)
-    with pytest.raises(UserError, match="failed 6 times, the last with: no answer in 0.2 seconds"):
-        t.collector.step()
+def test_a_start_that_never_answers_counts_as_hung(monkeypatch):
+    monkeypatch.setattr(process, "START_PATIENCE", 0.2)
+    task = envs.Task("slow", "own", "", 3, 2, 1, make=functools.partial(time.sleep, 10_000))
+    with Collector(task, 7) as world, pytest.raises(UserError, match="6 times, the last with: no answer in 0.2 seconds"):
+        world.obs
 
 
-def test_a_process_that_cannot_be_started_counts_as_lost(failing, monkeypatch):
-    import errno
-    import multiprocessing.process
-
+def test_a_process_that_cannot_be_started_counts_as_lost(monkeypatch):
     def refuse(self):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", refuse)
-    t, _ = failing
-    t.collector = train_online.Collector(t)
-    with pytest.raises(UserError, match="failed 6 times, the last with: no process could be started: Resource"):
-        t.collector.step()
+    with pytest.raises(UserError, match="6 times, the last with: no process could be started: Resource temporarily"):
+        Collector(toy.TASK, 7).obs
 
 
-@pytest.mark.parametrize("failure, says", [("step2 says nan", "observation or reward"), ("step2 pays inf", "observation or reward"),
-                                          (None, "action of the policy")])
-def test_numbers_that_are_not_finite_stop_collecting_and_evaluating(failing, tmp_path, failure, says):
-    t, order = failing
-    t.run.checkpoint.touch()
-    if failure:
-        order(failure)
-    else:
-        t.algo.act = lambda obs, generator, best_of=None: steady(obs, generator) * torch.tensor([[[1.0], [float("nan")], [1]]])
-    collector = train_online.Collector(t)
-    with pytest.raises(UserError, match=f"step 0: an {says}.* not finite; the last good state is .*checkpoint.pt"):
-        for _ in range(2):
-            with train_offline.saying_where(t):
-                collector.step()
-    collector.close()
-    assert t.buffer.size - 4 <= 1
-    if failure:
-        order(failure)
-    with pytest.raises(UserError, match=says):
-        evaluator = envs.Evaluator(str(tmp_path), 3, 1, toy.make_failing)
-        evaluator(t.algo.act, 2)
+def steady(obs, generators=None, best_of=None):
+    """Away from the goal, so that no episode is short."""
+    return torch.sign(torch.as_tensor(obs[:, None, :2]) + 1e-3).expand(-1, 3, 2) * 0.3
+
+
+def broken(obs, generators=None, best_of=None):
+    return steady(obs) * torch.tensor([[[1.0], [float("nan")], [1]]])
+
+
+@pytest.mark.parametrize("failure, step, says", [
+    ("step2 says nan", 13, "observation or reward of the simulator"), (None, 12, "action of the policy"),
+    ("step2 pays inf", 13, "observation or reward of the simulator")])
+def test_numbers_that_are_not_finite_stop_collecting_and_evaluating(failing, failing_run, monkeypatch, failure, step, says):
+    task, order = failing
+    act, orders = (steady, [failure]) if failure else (broken, [])
+    monkeypatch.setattr(train_online, "fast_act", lambda algo: act)
+    with pytest.raises(UserError, match=f"^step {step}: an {says} is not finite; the last good state is .*checkpoint.pt"):
+        failing_run("run", *orders)
+    order(*orders)
+    evaluator = Evaluator(task, 3, 1)
+    with pytest.raises(UserError, match=f"^an {says} is not finite"):
+        evaluator(act, 2)
     evaluator.close()
 
 
 def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep_failing(failing, tmp_path):
-    t, order = failing
-    evaluator = envs.Evaluator(str(tmp_path), 3, 2, toy.make_failing)
+    task, order = failing
+    evaluator = Evaluator(task, 3, 2)
     expected = evaluator(steady, 5)
     order("reset3 raises")                                                     # that of its next episode but one
     evaluator.close()
@@ -306,11 +261,61 @@ def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep
     assert evaluator(steady, 5) == expected and evaluator.simulators.processes != processes
     evaluator.close()
     assert not list(tmp_path.glob("* *")) and not any(p.is_alive() for p in processes)
-    (tmp_path / "start1 raises").mkdir()                                       # stays: unlink fails, which is an exception too
+    (tmp_path / "start1 raises").mkdir()                                       # stays: unlink fails, an exception too
     with pytest.raises(UserError, match="failed in three tries"):
         evaluator(steady, 5)
 
 
+# ------------------------------------------------------------------------------------------------------------- Ctrl-C
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("owner, name, nth, step", [
+    (Evaluator, "roll_out", 1, 0), (ReplayBuffer, "starts", 9, 9),
+    (ReplayBuffer, "add", 5, 17), (Evaluator, "roll_out", 3, 20), (ReplayBuffer, "starts", 26, 36)])
+def test_a_stopped_run_goes_on_exactly(train, monkeypatch, capsys, seeds, owner, name, nth, step):
+    """Whatever it is doing; seeds that run together all stop after the same step."""
+    whole, nth = train("whole", seeds=seeds), (nth - 1) * seeds + 1            # counted at the first seed
+    with monkeypatch.context() as patch:
+        toy.ring(patch, owner, name, nth)
+        with pytest.raises(SystemExit) as end:
+            train("cut", seeds=seeds)
+    assert end.value.code == 130
+    assert capsys.readouterr().out.count(f"stopped at step {step} and saved; continue with:") == seeds
+    again = train("cut", seeds=seeds, resume=True)
+    for one, two in zip(whole, again) if seeds > 1 else [(whole, again)]:
+        toy.assert_same_runs(one, two)
+
+
+def test_evaluation_stops_between_chunks(failing):
+    task, asked = failing[0], []
+
+    def act(*args):
+        asked.append(1)
+        return steady(*args)
+    evaluator = Evaluator(task, 3, 1)
+    assert evaluator(act, 5, stop=lambda: len(asked) == 2) is None and len(asked) == 2
+    assert evaluator.simulators is None
+
+
+def test_a_second_ctrl_c_waits_for_nothing(failing_run, tmp_path, monkeypatch):
+    """Neither for a simulator that hangs nor for a checkpoint: the last one stands."""
+    whole, before = failing_run("whole"), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(process, "PATIENCE", 600)
+
+    def ring_twice():
+        while not (asked := len(list(tmp_path.glob("cut/**/checkpoint.pt")))) or (tmp_path / "step4 hangs").exists():
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+    threading.Thread(target=ring_twice).start()
+    with pytest.raises(KeyboardInterrupt):
+        failing_run("cut", "step4 hangs")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read_newest(next(tmp_path.glob("cut/**/checkpoint.pt")))["step"] == 12
+    toy.assert_same_runs(whole, failing_run("cut", resume=True))
+
+
 def test_seeds_of_training_evaluation_and_data_never_meet():
     training = {envs.training_seed(run, e) for run in (0, 1, 999, 123456) for e in range(0, 100_000, 997)}
-    assert max(training) < envs.DATA_SEED and envs.DATA_SEED + 10**9 <= envs.EVAL_SEED and envs.EVAL_SEED + 10**6 < 2**32
+    assert max(training) < envs.DATA_SEED and envs.DATA_SEED + 10**9 <= envs.EVAL_SEED
+    assert envs.EVAL_SEED + 10**6 < 2**32

@@ -20,7 +20,7 @@ import torch
 import run
 from config import UserError, build
 from conftest import ROOT
-from tools import command_line, states
+from tools.training import command_line, saving
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
          "--online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 --log-every 5 --workers 1 --threads 1 --precision fp32")

@@ -1,6 +1,7 @@
 """Many runs by one command: what it skips, resumes, shares, how many at a time, and what it names where one fails.
 
-Real runs, of the toy task, where numbers matter; elsewhere a script in train_online.py's place that leaves a finished run's tables.
+Real runs, of the toy task, where numbers matter; elsewhere a script in train_online.py's place that leaves a finished
+run's tables.
 """
 import multiprocessing
 import os
@@ -21,24 +22,26 @@ import toy
 import train_online
 from conftest import ROOT
 from test_report import make
-from test_scripts import rows
-from tools import command_line, sweep
+from tools import sweep
+from tools.training import command_line
+from tools.training.tables import read_rows
 
-TOY = ("--task toy --data toy.npz --preset quick --no-compile --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 --online-steps 40 --warmup 5 "
-       "--eval-every 12 --eval-episodes 3 --log-every 5 --workers 1 --threads 1 --precision fp32")
+TOY = ("--task toy --data toy.npz --preset quick --no-compile --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 "
+       "--online-steps 40 --warmup 5 --eval-every 12 --eval-episodes 3 --log-every 5 --workers 1 --threads 1 "
+       "--precision fp32")
 REAL = f"""
 if __name__ == "__main__":
     import os, sys
     sys.path[:1] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
     import envs, toy, train_online
-    from tools import command_line, states
-    save = states.save
-    def save_and_die(t):
-        save(t)
-        if t.step >= 48 and os.path.exists("kill " + t.config.method):
-            os.unlink("kill " + t.config.method)
+    from tools.training import command_line, stage
+    save = stage.save
+    def save_and_die(run, world=None):
+        save(run, world)
+        if run.step >= 48 and os.path.exists("kill " + run.config.method):
+            os.unlink("kill " + run.config.method)
             os.kill(os.getpid(), 9)
-    states.save = save_and_die
+    stage.save = save_and_die
     envs.register("toy", toy.Toy, toy.TASK.horizon)
     command_line.main(train_online.main)
 """
@@ -46,7 +49,7 @@ FAKE = f"""
 import dataclasses, json, os, signal, sys, time
 from pathlib import Path
 sys.path[:1] = [{str(ROOT)!r}]
-from tools import command_line
+from tools.training import command_line
 c, _ = command_line.parse("")
 heard = Path("said").read_text() if Path("said").exists() else ""
 def say(word):
@@ -70,7 +73,8 @@ if (c.method, c.seed) == ("dfp", 0):                             # ends while th
         time.sleep(0.1)
 folder = Path(c.out, c.task, c.method, "generated", c.preset, f"seed{{c.seed}}")
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "config.json").write_text(json.dumps(dict(config=dataclasses.asdict(c), data=dict(kind="generated", sha256="a" * 64))))
+(folder / "config.json").write_text(json.dumps(dict(
+    config=dataclasses.asdict(c), data=dict(kind="generated", sha256="a" * 64))))
 (folder / "eval.csv").write_text("step,stage,success,episodes,length,return,seconds\\n"
     f"{{c.offline_steps}},offline,0.5,50,1,1,1\\n{{c.offline_steps + c.online_steps}},online,0.9,50,1,1,1\\n")
 say("ends")
@@ -113,18 +117,18 @@ def wait_for(line: str) -> None:
         time.sleep(0.1)
 
 
-def stands(here, seed, step=None, method="dfp") -> None:
+def stands(here, seed, step=None) -> None:
     """A run of LIFT is there: complete, or trained up to a step."""
-    folder = here / f"runs/lift/{method}/generated/quick"
+    folder = here / "runs/lift/dfp/generated/quick"
     folder.mkdir(parents=True, exist_ok=True)
-    made = make(here / "made", method=method, seed=seed, until=step).rename(folder / f"seed{seed}")
+    made = make(here / "made", seed=seed, until=step).rename(folder / f"seed{seed}")
     (made / "train.csv").write_text(f"step,stage\n{step or 24000},online\n")
 
 
-# ------------------------------------------------------------------------------------------------------------ real runs
+# ---------------------------------------------------------------------------------------------------------- real runs
 def test_killed_resumed_and_shared(here, capsys):
-    """The first of two siblings is killed in the middle of stage 2, and the second takes its stage 1 all the same. The same command
-    then ends the first and skips the second, and every number is that of a run that was left alone."""
+    """The first of two siblings is killed in the middle of stage 2, and the second takes its stage 1 all the same. The
+    same command then ends the first and skips the second, and every number is that of a run that was left alone."""
     envs.register("toy", toy.Toy, toy.TASK.horizon)
     try:
         (here / "train_online.py").write_text(REAL)
@@ -136,21 +140,23 @@ def test_killed_resumed_and_shared(here, capsys):
         assert "toy-dfp-no-topk-seed0: done" in out and "unfinished: toy, dfp, " in out
         assert re.search(r"^failed: toy-dfp-seed0: ended by SIGKILL  \(.*/toy-dfp-seed0.log\)\n\Z", err, re.MULTILINE)
         killed, sibling = (next(here.glob(f"runs/toy/{method}/own-toy/*/seed0")) for method in ("dfp", "dfp-no-topk"))
-        assert int(rows(killed, "train.csv")[-1]["step"]) == 45
+        assert int(read_rows(killed / "train.csv")[-1]["step"]) == 45
         before = (sibling / "train.csv").stat().st_mtime_ns
 
         assert swept(words) == 0
         out, _ = capsys.readouterr()
-        assert "1 done, 1 to resume, 0 to start" in out and "toy-dfp-seed0: done" in out and "toy-dfp-no-topk-seed0: done" not in out
+        assert "1 done, 1 to resume, 0 to start" in out
+        assert "toy-dfp-seed0: done" in out and "toy-dfp-no-topk-seed0: done" not in out
         assert (sibling / "train.csv").stat().st_mtime_ns == before
         assert (here / "results/sweep/table.md").read_text().count("| toy |") == 2
 
-        assert list(here.glob("runs/toy/*/*/*/seed0/offline.pt")) == [killed / "offline.pt"]           # trained once
-        assert rows(sibling, "train.csv")[:6] == rows(killed, "train.csv")[:6]
+        assert list(here.glob("runs/toy/*/*/*/seed0/offline.pt")) == [killed / "offline.pt"]     # trained once
+        assert read_rows(sibling / "train.csv")[:6] == read_rows(killed / "train.csv")[:6]
         c, given = command_line.parse("", TOY.split())
         alone = train_online.train(**{name: getattr(c, name) for name in given}, out="alone", resume=False)
         for name in ("train.csv", "eval.csv"):
-            assert rows(killed, name) == rows(alone, name)
+            ours, theirs = ([row | dict(seconds="") for row in read_rows(folder / name)] for folder in (killed, alone))
+            assert ours == theirs
 
         assert swept(words) == 0                                 # nothing is left but the report
         assert "2 done, 0 to resume, 0 to start" in capsys.readouterr()[0]
@@ -159,14 +165,13 @@ def test_killed_resumed_and_shared(here, capsys):
         config.TASKS.remove("toy")
 
 
-# ------------------------------------------------------------------------------------------------------------ jobs
+# --------------------------------------------------------------------------------------------------------------- jobs
 def test_side_by_side_and_failing(here, monkeypatch, capsys):
-    """Six runs in four jobs on two GPUs and eight cores: each with one GPU and half of the cores, siblings one after the other. Those that
-    fail are named, and end no other."""
+    """Six runs in four jobs on two GPUs and eight cores: each with one GPU and half of the cores, siblings one after
+    the other. Those that fail are named, and end no other."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    shutil.copytree(ROOT / "results/h200", here / "results/h200")
     words = f"{LIFT} --methods dfp qc-fql dfp-no-topk --seeds 0 13 --cluster local"
     assert swept(words) == 1
     out, err = capsys.readouterr()
@@ -176,15 +181,16 @@ def test_side_by_side_and_failing(here, monkeypatch, capsys):
     lines = said()
     assert {"begins dfp 0 gpu3", "begins qc-fql 0 gpu5"} < set(lines) and lines.count("data") == 4
     assert {line.split()[-1] for line in lines if line.startswith("begins")} == {"gpu3", "gpu5"}
-    assert lines.index("ends dfp 0 gpu3") < lines.index("begins dfp-no-topk 0 gpu3") < lines.index("ends dfp-no-topk 0 gpu3")
-    assert swept(f"{words} --seeds 0") == 0 and said() == lines                                  # done: not started again
+    assert (lines.index("ends dfp 0 gpu3") < lines.index("begins dfp-no-topk 0 gpu3")
+            < lines.index("ends dfp-no-topk 0 gpu3"))
+    assert swept(f"{words} --seeds 0") == 0 and said() == lines                          # done: not started again
     at_once = alive = 0
     for line in lines:
         alive += line.startswith("begins") and "13" not in line
         at_once, alive = max(at_once, alive), alive - line.startswith("ends")
     assert at_once == 2
     assert swept(f"{words} --seeds 0 5 --methods dfp") == 0 and said()[-1] == "ends dfp 5 gpu3"
-    assert open("workers").read().split() == 6 * ["4"] + ["0"]                                   # one run alone: all cores
+    assert open("workers").read().split() == 6 * ["4"] + ["0"]                           # one run alone: all cores
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -194,7 +200,7 @@ def test_stopped(here, how):
 
     def at_a_terminal():
         os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)         # pytest in the background of a shell is deaf to it
+        signal.signal(signal.SIGINT, signal.default_int_handler)         # pytest behind a shell is deaf to it
         sys.exit(swept(words))
 
     process = multiprocessing.get_context("fork").Process(target=at_a_terminal)
@@ -213,11 +219,13 @@ def test_stopped(here, how):
 
 
 def test_on_slurm(here, monkeypatch):
-    """Slurm as four scripts: what sbatch is asked, and a job whose time is up. It is warned, as are all its processes; the run saves,
-    the job goes into the queue again, and the run ends there."""
-    for name, text in dict(sbatch='cp "$1" asked; SLURM_JOB_ID=77 SLURM_PROCID=0 setsid bash asked > /dev/null 2>&1 & echo "Submitted batch job 77"',
-                           srun='echo $$ > pid; while [[ $1 == -* ]]; do [[ $1 =~ put|error ]] && shift; shift; done; exec "$@"',
-                           scontrol='[ "$*" = "requeue 77" ] && setsid bash asked > /dev/null 2>&1 &', sacct="").items():
+    """Slurm as four scripts: what sbatch is asked, and a job whose time is up. It is warned, as are all its processes;
+    the run saves, the job goes into the queue again, and the run ends there."""
+    for name, text in dict(
+            sbatch='cp "$1" asked; SLURM_JOB_ID=77 SLURM_PROCID=0 setsid bash asked > /dev/null 2>&1 & '
+                   'echo "Submitted batch job 77"',
+            srun='echo $$ > pid; while [[ $1 == -* ]]; do [[ $1 =~ put|error ]] && shift; shift; done; exec "$@"',
+            scontrol='[ "$*" = "requeue 77" ] && setsid bash asked > /dev/null 2>&1 &', sacct="").items():
         (here / name).write_text(f"#!/bin/bash\n{text}\n")
         (here / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
@@ -229,39 +237,29 @@ def test_on_slurm(here, monkeypatch):
     assert swept(f"{LIFT} --seeds 17 --slurm-partition long --slurm-hours 2 --slurm-gpus 0 --slurm-cpus 3") == 0
     assert [line.split()[0] for line in said()] == ["begins", "waits", "saved", "begins", "ends"]
     asked = (here / "asked").read_text()
-    assert all(f"#SBATCH --{words}\n" in asked for words in ("partition=long", "time=120", "cpus-per-task=3")) and "gpus" not in asked
+    assert all(f"#SBATCH --{words}\n" in asked for words in ("partition=long", "time=120", "cpus-per-task=3"))
+    assert "gpus" not in asked
 
 
-# ------------------------------------------------------------------------------------------------------------ what is to be done
+# ------------------------------------------------------------------------------------------------- what is to be done
 def test_dry_run(here, capsys):
-    """Hours by hand, with ms of (360, 720, 180 / 5, 144, 36): a whole run is 8,000 x 360 + 16,000 x 900 + (6 x 20 + 2 x 50) x 300 x 36 ms =
-    5.46 h, without stage 1 16,000 x 900 + (4 x 20 + 50) x 300 x 36 = 4.39, from step 16,000 on 8,000 x 900 + (2 x 20 + 50) x 300 x 36 = 2.27."""
-    (here / "bench.csv").write_text("what,method,mode,ms\noffline update,dfp,plain auto,9\noffline update,dfp,compiled auto,360\noffline update / dfp's,mvp,x,\n"
-                                    "online update,dfp,compiled auto,720\n\"act, best of 4\",dfp,auto,180\nsimulator step,-,one process,144\n"
-                                    "evaluation step,dfp,2 processes,36\n")
     stands(here, 1)
     stands(here, 2, 16000)
-    words = f"{LIFT} --seeds 0 1 2 --methods dfp-no-topk dfp --dry-run --cluster local --jobs 2"
-    assert swept(f"{words} --benchmark bench.csv") == 0
-    *lines, counts, estimate = capsys.readouterr()[0].splitlines()
-    assert [(*line.split("  ")[0:1], line.split()[-2 if line.endswith("h") else -1]) for line in lines] == [
-        ("to start", "5.46"), ("to start", "4.39"), ("done", "24,000"), ("to start", "4.39"), ("to resume", "2.27"), ("to start", "4.39")]
-    assert "lift-dfp-seed2" in lines[4] and "runs/lift/dfp/generated/quick/seed2  step 16,000" in lines[4]
-    assert counts == "1 done, 1 to resume, 4 to start"
-    assert estimate.startswith("about 20.90 hours of work, 10.45 with 2 at a time, by bench.csv")      # 5.46 + 4.39, 4.39, 2.27 + 4.39
-    assert swept(f"{words} --benchmark bench.csv --jobs 9") == 0 and ", 9.85 with 3 at a time" in capsys.readouterr()[0]
-    assert swept(f"{words} --benchmark bench.csv --methods qc-fql") == 0 and "bench.csv has no times of qc-fql" in capsys.readouterr()[0]
-    assert swept(words) == 0 and "no estimate of hours: results/benchmark.csv is missing" in capsys.readouterr()[0]
-    (here / "bench.csv").rename(here / "results/benchmark.csv") if (here / "results").mkdir() is None else None
-    assert swept(words) == 0 and "by results/benchmark.csv" in capsys.readouterr()[0]
+    assert swept(f"{LIFT} --seeds 0 1 2 --methods dfp-no-topk dfp --dry-run --cluster local --jobs 2") == 0
+    *lines, counts = capsys.readouterr()[0].splitlines()
+    states = [line.split("  ")[0] for line in lines]
+    assert states == ["to start", "to start", "done", "to start", "to resume", "to start"]
+    assert "lift-dfp-seed2" in lines[4] and lines[4].endswith("  runs/lift/dfp/generated/quick/seed2  step 16,000")
+    assert lines[3].endswith("/lift/dfp-no-topk/generated/quick/seed1") and counts == "1 done, 1 to resume, 4 to start"
     assert not (here / "runs/sweep").exists() and not said()
 
 
 @pytest.mark.parametrize("words, says", [
-    ("--task sqare", "did you mean 'square'"), ("--methods dfp qc-fpl", "unknown method 'qc-fpl'"), ("--seeds 0 x", "invalid int value"),
-    ("--methods dfp qc-fql --top-k 3", "qc-fql does not read --top-k"), ("--seeds 0 -1", "--seed must not be negative"), ("--sead 1", "--sead"),
-    ("--online-steps 400", "do not exceed --warmup 500"), ("--methods mvp mvp-topk --online-steps 0", "differ in stage 2 alone"),
-    ("--jobs 0", "--jobs must be positive"), ("--benchmark data.py", "data.py is no table"), ("--cluster slurm", "no srun")])
+    ("--task sqare", "did you mean 'square'"), ("--methods dfp qc-fpl", "unknown method 'qc-fpl'"),
+    ("--seeds 0 x", "invalid int value"), ("--methods dfp qc-fql --top-k 3", "qc-fql does not read --top-k"),
+    ("--seeds 0 -1", "--seed must not be negative"), ("--sead 1", "--sead"), ("--jobs 0", "--jobs must be positive"),
+    ("--online-steps 400", "do not exceed --warmup 500"), ("--cluster slurm", "no srun"),
+    ("--methods mvp mvp-topk --online-steps 0", "differ in stage 2 alone")])
 def test_impossible_wishes_are_one_line(here, monkeypatch, capsys, words, says):
     monkeypatch.setattr(shutil, "which", lambda _: None)
     assert swept(f"{LIFT} {words}") == 2
@@ -272,17 +270,21 @@ def test_impossible_wishes_are_one_line(here, monkeypatch, capsys, words, says):
 
 def test_what_a_run_is_told(here):
     """The script, the data that --data auto has found before, and simulators as it pleases the user, else the sweep."""
+    def told(planned, script):
+        path, *words = planned.command("data.py") if script == "data.py" else planned.training(2)
+        c, _ = command_line.parse("", words)
+        assert path == str(here / script)
+        return c.workers, c.resume, c.data
+
     planned = sweep.Planned("--task cube-single-task2 --preset offline-rl --workers 7".split())
-    script, *words = planned.training(2)
-    c, _ = command_line.parse("", words)
-    assert script == str(here / "train_offline.py") and (c.workers, c.resume, c.data) == (7, True, "auto")
+    assert told(planned, "train_offline.py") == (7, True, "auto")
     stands(here, 0, 16000)
     planned = sweep.Planned("--task lift --preset quick".split())
-    assert command_line.parse("", planned.command("data.py")[1:])[0].data == "generated"
-    script, *words = planned.training(2)
-    c, _ = command_line.parse("", words)
-    assert script == str(here / "train_online.py") and (c.workers, c.resume, c.data) == (2, True, "generated") and planned.state == "to resume"
-    for knobs, state in (("", "done"), ("--online-steps 15000", "to resume"), ("--online-steps 8000", "to resume"),
-                         ("--offline-steps 9000 --online-steps 15000", "to resume"), ("--hidden 64", "to start"), ("--data official", "to start")):
-        stands(here, 1) if knobs == "" else None
+    assert told(planned, "train_online.py") == (2, True, "generated") and planned.state == "to resume"
+    assert told(planned, "data.py") == (0, False, "generated")
+    stands(here, 1)
+    for knobs, state in (
+            ("", "done"), ("--online-steps 15000", "to resume"), ("--online-steps 8000", "to resume"),
+            ("--offline-steps 9000 --online-steps 15000", "to resume"), ("--hidden 64", "to start"),
+            ("--data official", "to start")):
         assert sweep.Planned(f"--task lift --preset quick --seed 1 {knobs}".split()).state == state, knobs

@@ -1,20 +1,25 @@
 """A task of a few microseconds a step, for the tests that kill, hang and resume.
 
-Its state remembers every action, so a run that came back to another state would show it. Episodes last 13 steps, which a
-chunk of 5 does not divide, or end earlier at the goal.
+Its state remembers every action, so a run that came back to another state would show it. Episodes last 13 steps, which
+a chunk of 5 does not divide, or end earlier at the goal.
 """
 import collections
 import dataclasses
+import functools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 import gymnasium
 import numpy as np
+from torch.utils import _pytree as pytree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import envs  # noqa: E402
+from run import read_state  # noqa: E402
+from tools.training.tables import read_rows  # noqa: E402
 
 
 class Toy(gymnasium.Env):
@@ -31,14 +36,18 @@ class Toy(gymnasium.Env):
         return self.state, success - 1.0, success, False, {"success": success}
 
 
+TASK = envs.Task("toy", "own", "", 13, 3, 2, make=Toy)
+
+
 class Failing(Toy):
-    """Fails as the files in `folder` say: "step4 hangs" at the fourth step of one process, once. Calls: start, reset, step."""
+    """Fails as the files in `folder` say: "step4 hangs" at the fourth step of one process, once. Calls: start, reset,
+    step."""
 
     def __init__(self, folder):
         self.folder, self.calls = Path(folder), collections.Counter()
         self.maybe_fail("start")
 
-    def maybe_fail(self, call, *numbers):
+    def maybe_fail(self, call, *answer):
         self.calls[call] += 1
         for how in ("dies", "hangs", "raises", "says nan", "pays inf"):
             order = self.folder / f"{call}{self.calls[call]} {how}"
@@ -50,9 +59,9 @@ class Failing(Toy):
                     time.sleep(10_000)
                 if how == "raises":
                     raise ValueError("out of joint")
-                obs, reward, *rest = numbers
+                obs, reward, *rest = answer
                 return (obs * np.nan, reward, *rest) if how == "says nan" else (obs, np.inf, *rest)
-        return numbers
+        return answer
 
     def reset(self, **kwargs):
         return self.maybe_fail("reset", *super().reset(**kwargs))
@@ -61,9 +70,8 @@ class Failing(Toy):
         return self.maybe_fail("step", *super().step(action))
 
 
-def make_failing(folder, chunk=None):
-    env = envs.OwnEnv(dataclasses.replace(TASK, make=lambda: Failing(folder)))
-    return envs.ChunkEnv(env, chunk) if chunk else env
+def failing_task(folder) -> envs.Task:
+    return dataclasses.replace(TASK, make=functools.partial(Failing, folder))
 
 
 def write_data(path) -> None:
@@ -82,4 +90,28 @@ def write_data(path) -> None:
     np.savez(path, **{name: np.array(column) for name, column in zip(names, zip(*rows))})
 
 
-TASK = envs.Task("toy", "own", "", 13, 3, 2, make=Toy)
+def ring(monkeypatch, owner, name: str, nth: int) -> None:
+    """Ctrl-C at the nth call of owner.name."""
+    function, calls = getattr(owner, name), []
+
+    def ringing(*args, **more):
+        calls.append(1)
+        if len(calls) == nth:
+            os.kill(os.getpid(), signal.SIGINT)
+        return function(*args, **more)
+    monkeypatch.setattr(owner, name, ringing)
+
+
+def leaves(state) -> dict:
+    return {pytree.keystr(where): np.asarray(leaf).tobytes() for where, leaf in pytree.tree_leaves_with_path(state)}
+
+
+def assert_same_runs(one: Path, two: Path) -> None:
+    """Bit for bit: tables, transitions, and all of a state but for the knobs, which say where the folder lies."""
+    for name in ("train.csv", "eval.csv"):
+        a, b = ([row | {"seconds": ""} for row in read_rows(folder / name)] for folder in (one, two))
+        assert a == b, name
+    assert (one / "online.f32").read_bytes() == (two / "online.f32").read_bytes()
+    for name in ("checkpoint.pt", "offline.pt"):
+        a, b = (leaves(read_state(folder / name) | {"config": None}) for folder in (one, two))
+        assert a == b, f"{name}: {[where for where in a | b if a.get(where) != b.get(where)]}"

@@ -1,0 +1,128 @@
+"""The replay buffer D of Algorithm 1: the data, then everything seen online, and how a chunk is cut from them  (Alg.
+1, lines 2-3).
+
+A transition has six fields: observations [O], actions [A], rewards, masks (0 = the task terminated here), terminals (1
+= the episode ends here, for whatever reason), next_observations [O]. Termination and the mere end of an episode are
+two different arrays: the critic stops bootstrapping at the first, chunks must not run across the second.
+
+Axes: B states, H chunk, O observation, A action.
+"""
+import torch
+from torch import Tensor
+
+from config import UserError
+from critic import chunk_return
+
+FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
+
+
+class ReplayBuffer:
+    """|D| data transitions, numbered from 0, then up to `online_capacity` online ones in the order they happened.
+    Nothing is overwritten. (The released code keeps a ring of max(2M, |D|+1), which eats into large data sets.)
+
+    dataset: an array [|D|, ...] for each of FIELDS. The arrays lie on `device`, batches go to `batch_device`.
+    UserError for a dataset shorter than one chunk.
+    """
+
+    def __init__(self, dataset: dict, online_capacity: int, chunk: int, discount: float, device="cpu",
+                 batch_device=None):
+        self.chunk, self.discount, self.device = chunk, discount, torch.device(device)
+        self.batch_device = torch.device(batch_device or device)
+        self.offline_size = self.size = len(dataset["observations"])
+        if self.size < chunk:
+            raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
+        self.cuts = []                                   # online transitions after which an episode was abandoned
+
+        def with_room(name: str) -> Tensor:
+            data = torch.as_tensor(dataset[name], dtype=torch.float32)
+            array = torch.zeros(len(data) + online_capacity, *data.shape[1:], device=self.device)
+            array[: len(data)] = data
+            return array
+        self.observations = with_room("observations")            # [|D| + online, O]
+        self.actions = with_room("actions")                      # [|D| + online, A]
+        self.rewards = with_room("rewards")                      # [|D| + online], as the next two
+        self.masks = with_room("masks")
+        self.terminals = with_room("terminals")
+        self.next_observations = with_room("next_observations")  # [|D| + online, O]
+        self.terminals[self.offline_size - 1] = 1        # what comes next online is another episode in any case
+
+    # ------------------------------------------------------------------------------------------ line 3: a mini-batch
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """A batch of chunks; see starts() and chunks(). The generator lives on the buffer's device."""
+        return self.chunks(self.starts(batch_size, generator))
+
+    def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Rows where chunks begin, uniform over everything stored: [B]."""
+        return torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)
+
+    def chunks(self, starts: Tensor) -> dict[str, Tensor]:
+        """H consecutive rows from each start [B]:
+
+        observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 if the task
+        terminated in it), next_observations [B, O] (after its last step), valid [B, H] (1 while no episode ended at an
+        *earlier* step). A chunk that runs past an episode's end has valid[:, -1] = 0: the critic ignores it, and L_BC
+        masks the steps that are not valid, so nothing of the next episode enters a loss.
+        """
+        index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
+        rows = self.transitions(index)                                                              # each [B, H, ...]
+        ended = rows["terminals"].cummax(dim=1).values                                              # [B, H]
+        batch = {"observations": rows["observations"][:, 0], "actions": rows["actions"],
+                 "rewards": chunk_return(rows["rewards"], self.discount), "masks": rows["masks"].amin(dim=1),
+                 "next_observations": rows["next_observations"][:, -1],
+                 "valid": torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1]], dim=1)}
+        return {name: moved(part, self.batch_device) for name, part in batch.items()}
+
+    def transitions(self, index: Tensor) -> dict[str, Tensor]:
+        """All six fields of the rows with these numbers: index [...] -> [..., O], [..., A] or [...]."""
+        return {name: getattr(self, name)[index] for name in FIELDS}
+
+    # ------------------------------------------------------------------------------------- line 2: what is seen online
+    @property
+    def num_online(self) -> int:
+        return self.size - self.offline_size
+
+    def online(self, name: str) -> Tensor:
+        """The part of a field's array that online transitions fill: a view [capacity, ...]."""
+        return getattr(self, name)[self.offline_size:]
+
+    def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
+        """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity is used up."""
+        row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
+        row = [torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in row]
+        widths = [len(value) for value in row]
+        row = moved(torch.cat(row), self.device)         # in one piece: a GPU is asked once, and not waited for
+        for name, value in zip(FIELDS, row.split(widths)):
+            self.online(name)[self.num_online] = value
+        self.size += 1
+
+    def end_episode(self) -> None:
+        """Marks the newest online transition as its episode's last, though nothing ended there: the simulator was
+        lost."""
+        if self.num_online:
+            self.cuts.append(self.num_online - 1)
+            self.online("terminals")[self.cuts[-1]] = 1
+
+    # ------------------------------------------------------------------------------------------ saving and resuming
+    def online_rows(self, first: int) -> Tensor:
+        """The online transitions from number `first` on, all fields side by side: [n, 2 O + A + 3], on the CPU."""
+        fields = [self.online(name)[first:self.num_online] for name in FIELDS]
+        return torch.cat([f if f.ndim == 2 else f[:, None] for f in fields], dim=1).cpu()
+
+    def load_online(self, rows: Tensor, cuts: list[int]) -> None:
+        """What online_rows(0) gave, flat or not, into an empty online part. UserError where there is no room."""
+        arrays = [self.online(name) for name in FIELDS]
+        widths = [array.shape[1:].numel() for array in arrays]
+        rows = rows.reshape(-1, sum(widths))
+        if len(rows) > len(arrays[0]):
+            raise UserError(f"the run already holds {len(rows)} online transitions, more than --online-steps allows")
+        for array, part in zip(arrays, rows.split(widths, dim=1)):
+            array[: len(rows)] = part.reshape(len(rows), *array.shape[1:])
+        self.size, self.cuts = self.offline_size + len(rows), list(cuts)
+        self.online("terminals")[self.cuts] = 1
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU without waiting for what it is busy with."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

@@ -1,0 +1,303 @@
+"""The pictures of drift.py, policy.py, critic.py and topk.py, from the functions that train policies, on toy problems.
+
+    drift     drift.png, drift.gif: the field, and samples that follow it; temperatures.png: too small a one
+    policy    policy.png: one noise, one action
+    critic    critic.png: values of action chunks on a chain, learned beside exact
+    topk      topk.png: candidates, the top K, the drift; what the selection converges to
+"""
+import functools
+import itertools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from critic import Critic, chunk_return, move_towards, td_loss, td_target
+from drift import drift_field, drift_loss
+from policy import Actor
+from topk import top_k_actions
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.animation import FuncAnimation, PillowWriter  # noqa: E402
+
+FOLDER = Path(__file__).resolve().parents[2] / "figures"
+GREY, BLUE, ORANGE, GREEN, RED = "0.75", "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728"
+CORNERS = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+
+
+def train(network, loss, steps=1200, watch=lambda step: None) -> list[float]:
+    """Adam on loss() with a decaying step -> its values. watch(step) is called before every step and after the last."""
+    adam, values = torch.optim.Adam(network.parameters(), 2e-3), []
+    decay = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, steps)
+    for step in range(steps):
+        watch(step)
+        adam.zero_grad()
+        value = loss()
+        value.backward()
+        adam.step()
+        decay.step()
+        values.append(value.item())
+    watch(steps)
+    return values
+
+
+def save(figure, name):
+    FOLDER.mkdir(exist_ok=True)
+    figure.savefig(FOLDER / name, dpi=100)
+    plt.close(figure)
+    print(FOLDER / name)
+
+
+def square(ax, limit=1.6, title=""):
+    ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+    ax.set_title(title, fontsize=10)
+
+
+def state(n):
+    """n times the one state there is: nothing is observed."""
+    return torch.zeros(n, 0)
+
+
+def four_modes(n, at=0.8, spread=0.07, generator=None):
+    corners = CORNERS[torch.randint(4, (n,), generator=generator)]
+    return at * corners + spread * torch.randn(n, 2, generator=generator)
+
+
+def drift_towards(data, temperatures, batch=256):
+    """A fresh two-dimensional policy, and the loss that drifts its samples to data(n)."""
+    actor = Actor(0, 2, (128,) * 3)
+    return actor, lambda: drift_loss(actor(state(batch), torch.randn(batch, 2))[None], data(batch)[None],
+                                     temperatures=temperatures)[0].mean()
+
+
+# --------------------------------------------------------------------------------------------------- drift.py
+def drift(steps=1200) -> None:
+    """The field V = V+ - V- on its way to zero, as the samples come to the target."""
+    torch.manual_seed(0)
+    actor, loss = drift_towards(four_modes, (0.1, 0.5, 2.0))
+    noise, target = torch.randn(300, 2), four_modes(600)
+    line = torch.linspace(-1.5, 1.5, 17)
+    grid, frames = torch.cartesian_prod(line, line), {}
+    shown = sorted({round(steps * (i / 40) ** 2) for i in range(41)})           # densest where most happens
+
+    def watch(step):
+        if step in shown:
+            with torch.no_grad():
+                x = actor(state(300), noise)
+                frames[step] = [x, *(drift_field(points, target, x, bandwidth=0.25) for points in (grid, x))]
+    train(actor, loss, steps, watch)
+
+    def panel(ax, step):
+        x, field, own = frames[step]
+        ax.clear()
+        ax.scatter(*target.T, s=4, color=GREY, lw=0)
+        ax.quiver(*grid.T, *field.T, color="0.45", angles="xy", scale_units="xy", scale=6, width=0.003)
+        ax.scatter(*x.T, s=6, color=BLUE, lw=0)
+        square(ax, title=f"step {step:,}: mean |V| at the samples {own.norm(dim=1).mean():.2f}")
+
+    figure, axes = plt.subplots(1, 5, figsize=(15, 3.3), layout="constrained")
+    for ax, i in zip(axes, np.linspace(0, len(shown) - 1, 5)):
+        panel(ax, shown[round(i)])
+    save(figure, "drift.png")
+    figure, ax = plt.subplots(figsize=(3.6, 3.8), layout="constrained")
+    film = FuncAnimation(figure, lambda step: panel(ax, step), frames=shown)
+    film.save(FOLDER / "drift.gif", PillowWriter(fps=8), dpi=70)
+    plt.close(figure)
+    print(FOLDER / "drift.gif")
+    temperatures(steps)
+
+
+def temperatures(steps=1200) -> None:
+    """Only small temperatures, and samples that start far from the data: everything collapses onto the mean. The loss
+    does not tell; the spread does."""
+    far = functools.partial(four_modes, at=1.6, spread=0.14)
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.3), layout="constrained", width_ratios=(1, 1, 1, 1.3))
+    for ax, widths, color in zip(axes, ((0.1,), (0.1, 0.5), (0.1, 0.5, 2.0)), (RED, BLUE, GREEN)):
+        torch.manual_seed(0)
+        actor, loss = drift_towards(far, widths)
+        with torch.no_grad():
+            actor.mlp.linears[-1].weight.mul_(0.1)                              # starts narrow, at the origin
+        samples, noise = [], torch.randn(300, 2)
+        values = train(actor, loss, steps, lambda step: samples.append(actor(state(300), noise).detach()))
+        spread = [x.std(0).mean().item() for x in samples]
+        ax.scatter(*far(600).T, s=4, color=GREY, lw=0)
+        ax.scatter(*samples[-1].T, s=6, color=color, lw=0)
+        label = "R = " + ", ".join(f"{width:g}" for width in widths)
+        square(ax, 3, f"{label}: loss {np.mean(values[-50:]):.2f}, spread {spread[-1]:.2f}")
+        axes[3].plot(spread, color=color, label=label)
+    axes[3].axhline(far(4000).std(0).mean(), color="0.5", ls=":", label="the data's")
+    axes[3].set(xlabel="step", ylabel="spread of the samples")
+    axes[3].legend(fontsize=8)
+    save(figure, "temperatures.png")
+
+
+# --------------------------------------------------------------------------------------------------- policy.py
+def policy(steps=1200) -> None:
+    """One pass from noise to action: which noise means which way to act."""
+    torch.manual_seed(0)
+    angle = torch.arange(5) * 2 * torch.pi / 5
+    modes = torch.stack([angle.sin(), angle.cos()], 1)
+    actor, loss = drift_towards(lambda n: modes[torch.randint(5, (n,))] + 0.06 * torch.randn(n, 2), (0.1, 0.5, 2.0))
+    train(actor, loss, steps)
+    noise = torch.randn(3000, 2)
+    with torch.no_grad():
+        actions = actor(state(3000), noise)
+    distance, mode = torch.cdist(actions, modes).min(1)
+    titles = (r"noise $\epsilon \sim N(0, I)$, coloured by the mode it becomes",
+              rf"actions $f_\theta(\epsilon)$, one pass: {(distance < 0.18).float().mean():.0%} within 3 std of a mode")
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.8), layout="constrained")
+    for ax, points, limit, title in zip(axes, (noise, actions), (3.3, 1.5), titles):
+        ax.scatter(*points.T, s=4, c=mode, cmap="Set1", vmin=0, vmax=8, lw=0)
+        square(ax, limit)
+        ax.set_title(title, fontsize=9)
+    save(figure, "policy.png")
+
+
+# --------------------------------------------------------------------------------------------------- critic.py
+def chain_values(length, chunk, discount, right=0.7):
+    """Exact Q of every chunk of a chain's left (-1) and right (+1) moves: 0 where its end is reached, -1 a step before,
+    and afterwards each move is right with probability `right` -> {(place, chunk): Q}."""
+    places, value, table = np.arange(length), np.zeros(length + 1), {}          # place `length` is the end, for ever
+    go = {-1: np.append(np.maximum(places - 1, 0), length), 1: np.append(places + 1, length)}
+
+    def q(move, following):
+        return discount * following[go[move]] - (go[move] < length)
+    for _ in range(2000):                                                       # Bellman's equation, to convergence
+        value = right * q(1, value) + (1 - right) * q(-1, value)
+    for moves in itertools.product((-1, 1), repeat=chunk):
+        table[moves] = value
+        for move in reversed(moves):
+            table[moves] = q(move, table[moves])
+    return {(place, moves): values[place] for place in range(length) for moves, values in table.items()}
+
+
+def critic(steps=3000, length=8, chunk=3, discount=0.95) -> None:
+    """Values of chunks on a chain, learned with chunk_return, td_target and td_loss, beside the exact ones."""
+    torch.manual_seed(0)
+    exact, found = chain_values(length, chunk, discount), {}
+    places, chunks = (torch.tensor(column) for column in zip(*exact))
+    true = torch.tensor([*exact.values()])
+    q, target = Critic(1, chunk, (64, 64)), Critic(1, chunk, (64, 64)).requires_grad_(False)
+    target.load_state_dict(q.state_dict())
+
+    def observe(place):
+        return place[:, None] / length - 0.5
+
+    def loss():
+        place, moves = torch.randint(length, (256,)), 2.0 * torch.randint(2, (256, chunk)) - 1
+        at, rewards, done = place, [], torch.zeros(256, dtype=torch.bool)
+        for i in range(chunk):
+            at = torch.where(done, at, (at + moves[:, i].long()).clamp(min=0))
+            done = at >= length
+            rewards.append(-(~done).float())                                    # 0 from the end on: nothing follows
+        with torch.no_grad():
+            follow = 2.0 * (torch.rand(256, chunk) < 0.7) - 1                   # a' of the policy
+            y = td_target(chunk_return(torch.stack(rewards, 1), discount), (~done).float(),
+                          target.value(observe(at), follow), discount, chunk)
+        move_towards(target, q, 0.02)
+        return td_loss(q(observe(place), moves), y, torch.ones(256))
+
+    @torch.no_grad()
+    def watch(step):
+        if step % 20 == 0 or step == steps:
+            found[step] = q.value(observe(places), chunks.float())
+    train(q, loss, steps, watch)
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    left.plot(true, true, color="0.5", lw=1)
+    points = left.scatter(true, found[steps], c=places, cmap="viridis", s=14)
+    figure.colorbar(points, ax=left, label="place on the chain")
+    left.set(xlabel="exact Q(s, chunk)", ylabel="learned", title=f"all {len(true)} pairs of place and chunk")
+    for moves, color in (((1, 1, 1), GREEN), ((1, -1, 1), BLUE), ((-1, -1, -1), RED)):
+        which = (chunks == torch.tensor(moves)).all(1)
+        middle.plot(true[which], color=color, lw=1, label=" ".join("→" if move > 0 else "←" for move in moves))
+        middle.plot(found[steps][which], "o", color=color, ms=4)
+    middle.set(xlabel="place (the goal is to the right)", ylabel="Q", title="lines: exact; dots: learned")
+    middle.legend(fontsize=9)
+    right.semilogy([*found], [(values - true).abs().mean() for values in found.values()], color=BLUE)
+    right.set(xlabel="update", ylabel="mean |learned - exact|", title="on the way")
+    save(figure, "critic.png")
+
+
+# --------------------------------------------------------------------------------------------------- topk.py
+def topk(steps=600, draws=20) -> None:
+    """What selection does: once, in two dimensions; again and again, in one, beside the exact improved policies; and
+    how fast Proposition 1's limit comes."""
+    torch.manual_seed(2)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
+    one_step(left)
+    improvement(middle, steps)
+    convergence(right, draws)
+    save(figure, "topk.png")
+
+
+def landscape(a):
+    """A value over two-dimensional actions: a ridge with a best place on it."""
+    hill = 1.5 * torch.exp(-((a[..., 0] - 0.7) ** 2 + (a[..., 1] - 0.4) ** 2) / 0.25)
+    return hill - 0.6 * (a[..., 1] - 0.6 * a[..., 0]) ** 2
+
+
+def one_step(ax):
+    line = torch.linspace(-1.6, 1.6, 81)
+    height = landscape(torch.cartesian_prod(line, line)).reshape(81, 81)
+    ax.contourf(line, line, height.T, 18, cmap="Greys_r", alpha=0.5)
+    candidates = 0.55 * torch.randn(1, 16, 2) - torch.tensor([0.1, 0.1])
+    best = top_k_actions(candidates, landscape(candidates), 4)[0]
+    generated = 0.45 * torch.randn(10, 2) - torch.tensor([0.25, 0.2])
+    field = drift_field(generated, best, generated, bandwidth=0.5)
+    ax.scatter(*candidates[0].T, s=26, color="w", edgecolor="0.3", label=r"N = 16 candidates of $\pi_{old}$")
+    ax.scatter(*best.T, s=30, color=ORANGE, edgecolor="k", lw=0.5, label="the K = 4 best by Q: positives")
+    ax.scatter(*generated.T, s=26, color=BLUE, label=r"samples of $\pi_\theta$, and the drift V")
+    ax.quiver(*generated.T, *field.T, color=BLUE, angles="xy", scale_units="xy", scale=1.6, width=0.006)
+    square(ax, title="one step of L_topK over a landscape of Q")
+    ax.legend(fontsize=8, loc="lower left")
+
+
+def improvement(ax, steps, kl_temp=0.5):
+    """One dimension: pi_old has two modes, Q(a) = a prefers the right one and there the right side."""
+    actor = Actor(0, 1, (64,) * 3)
+
+    def loss():
+        pool = 0.7 * (2.0 * torch.randint(2, (1, 1024, 1)) - 1) + 0.25 * torch.randn(1, 1024, 1)
+        best = top_k_actions(pool, pool[..., 0], 256)
+        generated = actor(state(256), torch.randn(256, 1))
+        return drift_loss(generated[None], best, temperatures=(0.1, 0.5, 2.0))[0].mean()
+    train(actor, loss, steps)
+    with torch.no_grad():
+        samples = actor(state(20_000), torch.randn(20_000, 1))[:, 0]
+    a = torch.linspace(-2, 2, 801)
+    old = sum(torch.exp(-((a - m) ** 2) / (2 * 0.25**2)) for m in (-0.7, 0.7)) / (2 * 0.25 * (2 * torch.pi) ** 0.5)
+    tilted = old * (a / kl_temp).exp()                                          # pi+ of Eq. 11
+    tilted /= torch.trapezoid(tilted, a)
+    quarter = torch.cumsum(old.flip(0), 0).flip(0) * (a[1] - a[0]) <= 0.25      # at most so much of pi_old is better
+    ax.plot(a, old, color="0.5", label=r"$\pi_{old}$")
+    ax.plot(a, tilted, color=GREEN, label=rf"$\pi^+ \propto \pi_{{old}}\,e^{{Q/\alpha}}$, $\alpha$ = {kl_temp}")
+    ax.plot(a, quarter * old / 0.25, color=ORANGE, label=r"$\pi_{old}$ on its best quarter (Eq. 17)")
+    ax.hist(samples.tolist(), torch.linspace(-2, 2, 90).tolist(), density=True, color=BLUE, alpha=0.35,
+            label=r"$\pi_\theta$ trained by L_topK")
+    ax.set(xlabel="action; Q(a) = a", title="policy improvement: K/N = 1/4")
+    ax.legend(fontsize=8, loc="upper left")
+
+
+def level_set_loss(x, negatives, share, h):
+    """L_drift towards pi_old = N(0, 1) restricted to its best share, where Q(a) = a (the limit in Proposition 1)."""
+    u = 1 - share + share * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    return drift_field(x, torch.special.ndtri(u)[:, None], negatives, bandwidth=h).square().sum(-1).mean()
+
+
+def convergence(ax, draws, h=0.3):
+    x, negatives = torch.randn(64, 1, dtype=torch.float64), torch.randn(64, 1, dtype=torch.float64)
+    sizes = 2 ** np.arange(3, 13)
+    for share, color in ((0.5, GREEN), (0.25, BLUE), (0.125, ORANGE)):
+        limit, errors = level_set_loss(x, negatives, share, h), []
+        for n in sizes.tolist():
+            pool = torch.randn(draws, n, 1, dtype=torch.float64)
+            best = top_k_actions(pool, pool[..., 0], int(share * n))
+            field = drift_field(x.expand(draws, -1, -1), best, negatives.expand(draws, -1, -1), bandwidth=h)
+            errors.append((field.square().sum(-1).mean(-1) - limit).abs().mean().item())
+        ax.loglog(sizes, errors, "o-", ms=4, color=color, label=f"K/N = {share:g}")
+    ax.loglog(sizes, errors[0] * (sizes[0] / sizes) ** 0.5, ":", color="0.5", label=r"$\propto N^{-1/2}$")
+    ax.set(xlabel="N candidates", ylabel="|L_topK - its limit|", title=f"Proposition 1, mean over {draws} draws")
+    ax.legend(fontsize=8)

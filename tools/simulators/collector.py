@@ -1,0 +1,135 @@
+"""The environment that the policy acts in while it learns: lines 1-2 of Algorithm 1, without a wait.
+
+    with Collector("lift", run_seed) as world:
+        if not world.playing:
+            world.play(act(world.obs))            # a whole chunk, executed open loop
+        buffer.add(*world.outcome())              # one environment step of it
+
+The simulator has a process of its own. It plays the whole chunk while the update runs, and begins the next episode by
+itself. The loop waits only where a new chunk begins, because the policy after the newest update chooses that one. So
+every number is the same as if the two took turns.
+
+Exact resume, and the replacement of a simulator that died or hung, are one thing: an episode's seed and the actions
+that were played lead a fresh simulator to the same state.
+"""
+import functools
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import envs
+from config import UserError
+from tools.simulators.process import SimulatorLost, Simulators
+
+MOST_LOST = 5          # simulators in one run; then something is wrong with the machine
+
+
+class Collector:
+    """task: whose environment; run_seed: of the run, from which every episode gets a seed of its own. state: what
+    state_dict() gave, to go on in the middle of an episode."""
+
+    def __init__(self, task: str | envs.Task, run_seed: int, state: dict | None = None):
+        state = state or {"episode": 0, "obs": None, "played": [], "left": []}
+        self.make, self.run_seed = functools.partial(envs.make, envs.task(task)), run_seed
+        self.simulator, self.lost = None, 0
+        self.episode = state["episode"]
+        self.now = None if state["obs"] is None else state["obs"].numpy()            # None: the reset's is not here yet
+        self.played, self.left = ([a.numpy() for a in state[name]] for name in ("played", "left"))     # actions [A]
+
+    def state_dict(self) -> dict:
+        return {"episode": self.episode, "obs": None if self.now is None else torch.from_numpy(self.now),
+                "played": [torch.from_numpy(a) for a in self.played], "left": [torch.from_numpy(a) for a in self.left]}
+
+    # ------------------------------------------------------------------------------------------ what the loop calls
+    @property
+    def playing(self) -> bool:
+        """Whether a chunk is being played, so that outcome() has something to wait for."""
+        return bool(self.left)
+
+    @property
+    def obs(self) -> np.ndarray:
+        """The present observation [O]."""
+        if self.now is None:
+            self.now = self.receive()[0]
+        return self.now
+
+    def play(self, chunk: torch.Tensor) -> None:
+        """Sends a chunk [H, A] off."""
+        self.left = [*chunk.cpu().numpy()]
+        if self.simulator is not None:
+            self.simulator.send(0, "play", np.stack(self.left))
+
+    def outcome(self) -> tuple | None:
+        """What the chunk's next action led to: (obs, action, reward, terminated, truncated, next_obs). What is left of
+        a chunk dies with its episode. None: the simulator was lost and another one did not come back to the same
+        state, so the episode ends where it was, and a new one has begun. UserError when simulators keep failing."""
+        answer = self.receive()
+        if answer is None:
+            return None
+        next_obs, reward, terminated, truncated, _ = answer
+        obs, self.now = self.now, next_obs
+        action = self.left.pop(0)
+        self.played.append(action)
+        if terminated or truncated:
+            self.begin_episode()
+        return obs, action, reward, terminated, truncated, next_obs
+
+    # ----------------------------------------------------------------------------------------- the simulator behind it
+    def begin_episode(self) -> None:
+        self.episode += 1
+        self.now, self.played, self.left = None, [], []
+        if self.simulator is not None:
+            self.simulator.send(0, "reset", self.seed)
+
+    @property
+    def seed(self) -> int:
+        return envs.training_seed(self.run_seed, self.episode)
+
+    def receive(self) -> tuple | None:
+        """The simulator's next answer, from another simulator where that one is lost; None where no other can give
+        it."""
+        while True:
+            try:
+                if self.simulator is None and not self.bring_back():
+                    tqdm.write("the simulator does not come back to where it was (another version, another CPU?): "
+                               "a new episode begins")
+                    self.begin_episode()
+                    return None
+                return self.simulator.receive(0)
+            except SimulatorLost as error:                  # at whatever call, here and nowhere else
+                self.close()
+                self.lost += 1
+                if self.lost > MOST_LOST:
+                    raise UserError(f"the simulator failed {self.lost} times, the last with: {error}") from None
+                tqdm.write(f"the simulator was lost ({error}) and is replaced ({self.lost} of at most {MOST_LOST})")
+
+    def bring_back(self) -> bool:
+        """A fresh simulator, led to the present state, with what is left of the chunk sent off -> whether it came
+        there."""
+        self.simulator = Simulators(self.make, 1)
+        self.simulator.send(0, "reset", self.seed)
+        if self.now is None:
+            return True                                      # the reset's answer is what receive() waits for
+        obs = self.simulator.receive(0)[0]
+        for action in self.played:
+            self.simulator.send(0, "step", action)
+            obs, _, terminated, truncated, _ = self.simulator.receive(0)
+            if terminated or truncated:
+                return False
+        if not np.array_equal(obs, self.now):
+            return False
+        if self.left:
+            self.simulator.send(0, "play", np.stack(self.left))
+        return True
+
+    def close(self) -> None:
+        if self.simulator is not None:
+            self.simulator.close()
+            self.simulator = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

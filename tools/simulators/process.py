@@ -1,0 +1,126 @@
+"""Environments in processes of their own, which may die, hang or raise: every such failure is met in one place.
+
+    simulators = Simulators(make, 2);  simulators.send(0, "reset", seed);  obs, info = simulators.receive(0)
+"""
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing import resource_tracker
+
+import numpy as np
+from gymnasium.vector.utils import CloudpickleWrapper
+
+from config import UserError
+
+
+def behave_as_worker() -> None:
+    """In worker processes: Ctrl-C reaches the whole process group, but only the main process answers it; and where
+    that one is killed, the worker ends too, also in the middle of a step that hangs."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+@contextlib.contextmanager
+def single_threaded_children():
+    """Processes started within inherit OMP_NUM_THREADS=1: one simulator needs one core, not all of them."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+class SimulatorLost(Exception):
+    """A simulator's process has died, hangs, or raised."""
+
+
+PATIENCE = 120              # seconds until a simulator counts as hung
+START_PATIENCE = 300        # ... until its first answer: it imports and builds first, perhaps beside many others
+
+
+class Simulators:
+    """`count` environments, make() each, in processes of their own: spawned, which is safe on macOS and beside torch's
+    threads.
+
+    send() neither waits nor fails: whatever goes wrong in a process, its start included, is met in receive().
+    (gymnasium's AsyncVectorEnv builds one environment in the main process too, and waits without end for processes
+    that start.) SimulatorLost where none can be started.
+    """
+
+    def __init__(self, make, count: int):
+        context = multiprocessing.get_context("spawn")
+        self.processes, self.pipes, self.starting = [], [], set(range(count))
+        resource_tracker.ensure_running()        # started by the first process, it would unblock the signal
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit: see behave_as_worker
+        try:
+            with single_threaded_children():
+                for _ in range(count):
+                    mine, theirs = context.Pipe()
+                    # cloudpickle, because a task of your own may be a lambda, or a class of a notebook
+                    process = context.Process(target=_serve, args=(CloudpickleWrapper(make), theirs), daemon=True)
+                    process.start()
+                    theirs.close()               # so that the pipe ends where the process does
+                    self.processes.append(process)
+                    self.pipes.append(mine)
+        except OSError as error:                 # no more processes, memory or files
+            self.close()
+            raise SimulatorLost(f"no process could be started: {error.strerror}") from None
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+    def send(self, i: int, call: str, argument) -> None:
+        """Asks environment i to "reset" with a seed, to "step" with an action, or to "play" a chunk of actions: an
+        answer for each, until the episode ends. UserError for an action that is not finite: simulators make anything
+        of it."""
+        if not np.isfinite(argument).all():
+            raise UserError("an action of the policy is not finite")
+        with contextlib.suppress(OSError):       # its process is gone, as receive() will find
+            self.pipes[i].send((call, argument))
+
+    def receive(self, i: int) -> tuple:
+        """The next answer of environment i: what its reset() or step() returned. SimulatorLost where none comes;
+        UserError for an observation or reward that is not finite."""
+        patience = START_PATIENCE if i in self.starting else PATIENCE
+        try:
+            if not self.pipes[i].poll(patience):
+                raise SimulatorLost(f"no answer in {patience} seconds")
+            answer = self.pipes[i].recv()
+        except (EOFError, OSError):
+            self.processes[i].join(1)
+            raise SimulatorLost(f"its process ended with exit code {self.processes[i].exitcode}") from None
+        if isinstance(answer, str):
+            raise SimulatorLost(answer)
+        if not all(np.isfinite(number).all() for number in answer[:-1]):
+            raise UserError("an observation or reward of the simulator is not finite")
+        self.starting.discard(i)
+        return answer
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
+        for process, pipe in zip(self.processes, self.pipes):
+            process.kill()
+            process.join()
+            pipe.close()
+
+
+def _serve(make, pipe) -> None:
+    """A simulator's process. An exception's text is an answer too, the last."""
+    behave_as_worker()
+    try:
+        env = make()
+        while True:
+            call, argument = pipe.recv()
+            if call == "reset":
+                pipe.send(env.reset(seed=argument))
+            for action in {"reset": (), "step": (argument,), "play": argument}[call]:
+                answer = env.step(action)
+                pipe.send(answer)
+                _, _, terminated, truncated, _ = answer
+                if terminated or truncated:
+                    break
+    except Exception as error:       # the environment's, or EOFError: the main process is gone, nobody hears it
+        with contextlib.suppress(OSError):
+            pipe.send(f"{type(error).__name__} {error}".strip())

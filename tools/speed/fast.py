@@ -1,0 +1,96 @@
+"""The update as fast as this machine can make it: as written, compiled, or as one CUDA graph. The choice is made here
+alone.
+
+    update = fast_update(algo, buffer)       update(starts) = algo.update(buffer.chunks(starts))
+    act = fast_act(algo)                     act(obs, generator) = algo.act(obs, generator)
+
+Nothing in dfp.py knows of this file.
+"""
+import functools
+
+import torch
+
+say_once = functools.cache(print)
+
+
+def set_precision(config) -> None:
+    """Of passes that train: TF32 on CUDA, or fp32. (Of passes without a gradient: bf16_pays.)"""
+    torch.set_float32_matmul_precision("high" if config.precision == "auto" else "highest")
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether this hardware is faster in bf16. A CPU that only emulates it takes six times as long as in fp32 (a Zen
+    3), and an Intel that has its vector instructions alone twice as long (a Xeon of the Sapphire Rapids kind without
+    AMX)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    vectors = known.get("avx512_bf16") and not str(known.get("cpu_name")).startswith("Intel")
+    return device.type == "cpu" and bool(vectors or known.get("amx_bf16"))
+
+
+def compiled(function):
+    """torch.compile(function); where there is no working compiler the function itself, said once."""
+    fast = torch.compile(function)
+
+    def call(*args):
+        nonlocal fast
+        if fast is function:
+            return function(*args)
+        try:
+            return fast(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:       # torch raises many kinds; the function's own faults come up again below
+            say_once(f"torch.compile does not work here ({type(error).__name__}); going on without it, "
+                     "as --no-compile would")
+            fast = function
+            return function(*args)
+    return call
+
+
+class CompiledUpdate:
+    """DFP.update with its two losses compiled. Two functions and not one: the losses share no parameter, and a GPU
+    takes them side by side."""
+
+    def __init__(self, algo):
+        self.algorithms, self.config, self.device = [algo], algo.config, algo.device
+        self.actor, self.critic, self.optimizer = algo.actor, algo.critic, algo.optimizer
+        self.critic_loss, self.actor_loss = compiled(algo.critic_loss), compiled(algo.actor_loss)
+
+    def update(self, batch: dict) -> dict:
+        algo = self.algorithms[0]
+        noise = algo.draw_noise(len(batch["rewards"]))
+        critic_loss, critic_info = self.critic_loss(batch, noise)
+        actor_loss, actor_info = self.actor_loss(batch, noise)
+        algo.descend(critic_loss + actor_loss)
+        return {name: value.detach() for name, value in (critic_info | actor_info).items()}
+
+
+def fast_update(algo, buffer):
+    """starts [B] -> info: algo.update on the chunks of the buffer that begin there."""
+    if not algo.config.compile:
+        return lambda starts: algo.update(buffer.chunks(starts))
+    return recorded(CompiledUpdate(algo), [buffer], buffer.chunks)
+
+
+def recorded(step, buffers: list, batch):
+    """starts -> step.update(batch(starts)), on CUDA as one graph. step: a CompiledUpdate, or several seeds in one."""
+    if step.config.compile and step.device.type == "cuda":
+        from tools.speed.graph import graphed
+        return graphed(step, buffers, batch)
+    return lambda starts: step.update(batch(starts))
+
+
+def fast_act(algo):
+    """algo.act for one observation at a time: (obs [1, O], generator) -> [1, H, A], on CUDA as one graph."""
+    if not algo.config.compile or algo.device.type != "cuda":
+        return algo.act
+    from tools.speed.graph import Graph
+    choose = Graph(algo.choose)
+
+    def act(obs, generator=None):
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=algo.device)
+        noise = algo.acting_noise(len(obs), generator, algo.config.best_of)
+        return choose(obs, noise).unflatten(1, (algo.chunk, algo.action_dim))
+    return act

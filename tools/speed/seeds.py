@@ -1,0 +1,234 @@
+"""Several seeds in one process: as many independent runs as one device can take, updated as one.
+
+    python train_online.py --task square --seeds 5
+
+A network of 4 x 512 does not fill a large GPU. Here the parameters of S algorithms, which differ by their seed alone,
+lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay what they are, each
+with its own noise, batches and state: their parameters, and Adam's moments, are views into those tensors, so that
+acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added,
+or, where candidates pass in bf16, up to its rounding.
+
+    together = Together([DFP(...), DFP(...)]);  infos = together.update([batch, batch])
+"""
+import contextlib
+import dataclasses
+import itertools
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from config import Config
+from dfp import DFP
+from run import Run
+from tools.simulators.collector import Collector
+from tools.speed.fast import compiled, fast_act, recorded
+from tools.training.prepare import load_data, prepare, write_config
+from tools.training.saving import refuse_complete, save_offline, take_offline
+from tools.training.stage import Interrupted, Stage, tell_end
+
+NETWORKS = ("actor", "actor_old", "critic", "critic_target")
+
+
+# ------------------------------------------------------------------------------------------------- one update for all
+class Losses(nn.Module):
+    """An algorithm's losses as a module, so that functional_call can lend them other parameters."""
+
+    def __init__(self, algorithm):
+        super().__init__()
+        self.algorithm = algorithm
+        for name in NETWORKS:
+            setattr(self, name, getattr(algorithm, name))
+
+    def forward(self, loss: str, batch, noise):
+        return getattr(self.algorithm, loss)(batch, noise)
+
+
+class Stack(nn.Module):
+    """One network of all algorithms: parameters [S, ...], in the order of the network's own, which become views of
+    them."""
+
+    def __init__(self, networks):
+        super().__init__()
+        self.names = [name for name, _ in networks[0].named_parameters()]
+        each = zip(*(network.parameters() for network in networks))
+        self.stacked = nn.ParameterList(torch.stack([p.detach() for p in parameters]) for parameters in each)
+        for i, network in enumerate(networks):
+            for own, all_of_them in zip(network.parameters(), self.stacked):
+                own.data = all_of_them.detach()[i]
+
+
+class Together:
+    """Algorithms of one kind and one configuration (but for the seed), which have made equally many updates."""
+    descend = DFP.descend                            # a stack has the names of what it stacks
+
+    def __init__(self, algorithms):
+        self.algorithms, first = algorithms, algorithms[0]
+        self.config, self.device = first.config, first.device
+        for name in NETWORKS:
+            setattr(self, name, Stack([getattr(a, name) for a in algorithms]))
+        weights = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(weights, lr=self.config.lr, fused=True)
+        self.share_moments()
+        losses = Losses(first)
+
+        def vectorised(loss: str):
+            def of_one_seed(parameters, batch, noise):
+                return functional_call(losses, parameters, (loss, batch, noise))
+            return compiled(vmap(of_one_seed)) if self.config.compile else vmap(of_one_seed)
+        self.critic_loss, self.actor_loss = vectorised("critic_loss"), vectorised("actor_loss")
+
+    @property
+    def improving(self) -> bool:
+        return self.algorithms[0].improving
+
+    def share_moments(self) -> None:
+        """Adam's moments of each algorithm, stacked; each keeps a view, for its state_dict()."""
+        own = [[a.optimizer.state[p] for p in a.optimizer.param_groups[0]["params"]] for a in self.algorithms]
+        for weight, states in zip(self.optimizer.param_groups[0]["params"], zip(*own)):
+            if len({float(s.get("step", 0.0)) for s in states}) > 1:
+                raise ValueError("algorithms that have made different numbers of updates cannot be stacked")
+            shared = {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight),
+                      "exp_avg_sq": torch.zeros_like(weight)}
+            if states[0]:
+                shared = {"step": states[0]["step"].clone(), "exp_avg": torch.stack([s["exp_avg"] for s in states]),
+                          "exp_avg_sq": torch.stack([s["exp_avg_sq"] for s in states])}
+            self.optimizer.state[weight] = shared
+            for i, state in enumerate(states):
+                state.update(step=shared["step"], exp_avg=shared["exp_avg"][i], exp_avg_sq=shared["exp_avg_sq"][i])
+
+    def update(self, batches: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """DFP.update for each: its batch -> its info."""
+        batch = stacked(batches)
+        noise = stacked([a.draw_noise(len(b["rewards"])) for a, b in zip(self.algorithms, batches)])
+        parameters = {}
+        for network in NETWORKS:
+            stack = getattr(self, network)
+            parameters |= {f"{network}.{name}": p for name, p in zip(stack.names, stack.stacked)}
+        critic_loss, critic_info = self.critic_loss(parameters, batch, noise)                       # [S]
+        actor_loss, actor_info = self.actor_loss(parameters, batch, noise)                          # [S]
+        self.descend((critic_loss + actor_loss).sum())           # seed by seed: no parameter is shared
+        info = {name: value.detach() for name, value in (critic_info | actor_info).items()}
+        return [{name: value[i] for name, value in info.items()} for i in range(len(self.algorithms))]
+
+
+def stacked(dicts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([d[name] for d in dicts]) for name in dicts[0]}
+
+
+def fast_updates(runs: list[Run]):
+    """[starts of each run] -> [info of each run]: tools.speed.fast.fast_update for all of them."""
+    buffers = [run.buffer for run in runs]
+    return recorded(Together([run.algo for run in runs]), buffers,
+                    lambda starts: [buffer.chunks(s) for buffer, s in zip(buffers, starts)])
+
+
+# ------------------------------------------------------------------------------------------------- the loops
+class Stages:
+    """The Stage of each run as one: they stop, save and end after the same step."""
+
+    def __init__(self, runs: list[Run], name: str, last: int, worlds=()):
+        self.stages = [Stage(run, name, last, world) for run, world in zip(runs, worlds or [None] * len(runs))]
+        for stage in self.stages:
+            stage.stop, stage.evaluator = self.stages[0].stop, self.stages[0].evaluator
+
+    def __enter__(self):
+        self.stages[0].stop.listen()
+        for stage in self.stages:
+            stage.open()
+        return self
+
+    @property
+    def steps(self):
+        for numbers in itertools.zip_longest(*(stage.steps for stage in self.stages)):       # all are equally far
+            yield numbers[0]
+
+    def end_step(self, infos: list | None = None) -> None:
+        for stage, info in zip(self.stages, infos or [None] * len(self.stages)):
+            stage.record(info)
+        if self.stages[0].stop.asked:
+            raise Interrupted
+
+    def __exit__(self, *error) -> None:
+        with contextlib.ExitStack() as each:                     # whatever the first raises, the others save too
+            for stage in reversed(self.stages):
+                each.callback(stage.__exit__, *error)
+
+
+def offline_stages(runs: list[Run], last: int) -> None:
+    """train_offline.offline_stage, up to step `last`."""
+    update = fast_updates(runs)
+    with Stages(runs, "offline", last) as stages:
+        for _ in stages.steps:
+            starts = [run.buffer.starts(run.config.batch_size, run.batches) for run in runs]        # line 3
+            stages.end_step(update(starts))                                                         # lines 4-7
+
+
+def online_stages(runs: list[Run], last: int) -> None:
+    """train_online.online_stage, up to step `last`."""
+    c, update = runs[0].config, fast_updates(runs)
+    acts = [fast_act(run.algo) for run in runs]
+    worlds = [Collector(c.task, run.config.seed, run.world) for run in runs]
+    with contextlib.ExitStack() as opened:
+        for world in worlds:
+            opened.enter_context(world)
+        with Stages(runs, "online", last, worlds) as stages:
+            for step in stages.steps:
+                for run, act, world in zip(runs, acts, worlds):
+                    while not collect(run, act, world):                                             # lines 1-2
+                        run.buffer.end_episode()
+                infos = None
+                if step > c.offline_steps + c.warmup:
+                    starts = [run.buffer.starts(c.batch_size, run.batches) for run in runs]         # line 3
+                    infos = update(starts)                                                          # lines 4-7
+                stages.end_step(infos)
+    for run, world in zip(runs, worlds):
+        run.world = world.state_dict()
+
+
+def collect(run: Run, act, world: Collector) -> bool:
+    """One environment step into the buffer; False where its episode was lost with its simulator."""
+    if not world.playing:
+        world.play(act(world.obs[None], run.acting)[0])
+    transition = world.outcome()
+    if transition:
+        run.buffer.add(*transition)
+    return transition is not None
+
+
+def in_lock_step(stages, runs: list[Run], last: int) -> None:
+    """stages(runs, last), after those that lag behind have caught up: runs that were killed may stand at different
+    steps. Those that are complete go by themselves."""
+    for group in ([run for run in runs if run.step == last], [run for run in runs if run.step < last]):
+        farthest = max((run.step for run in group), default=0)
+        for run in group:
+            if run.step < farthest:
+                stages([run], farthest)
+        if group:
+            stages(group, last)
+
+
+def train(config: Config, given: set[str], online: bool) -> list[Path]:
+    """train_online.py, or train_offline.py, for the seeds from --seed on -> the runs' folders."""
+    loaded = load_data(config, given)
+    with contextlib.ExitStack() as opened:
+        runs = [opened.enter_context(prepare(dataclasses.replace(config, seed=seed), given, loaded))
+                for seed in range(config.seed, config.seed + config.seeds)]
+        if not online:
+            for run in runs:
+                refuse_complete(run)
+        for run in runs:
+            write_config(run)
+        first = [run for run in runs if run.stage == "offline" and not (online and take_offline(run))]
+        in_lock_step(offline_stages, first, config.offline_steps)
+        for run in first:
+            save_offline(run)
+        if online:
+            for run in runs:
+                if run.stage == "offline":
+                    run.start_online()
+            in_lock_step(online_stages, runs, config.offline_steps + config.online_steps)
+        for run in runs:
+            tell_end(run)
+        return [run.folder for run in runs]

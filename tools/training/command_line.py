@@ -1,0 +1,71 @@
+"""The command line, made from config.Config: every knob is an option. And what a script does with an error.
+
+    config, given = parse("what the script does")       main(function)
+"""
+import argparse
+import dataclasses
+import signal
+import sys
+
+from config import TASKS, Config, UserError, build, option_name
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(" ".join(message.split()) + "  (--help lists the options)")
+
+
+def parse(description: str, argv=None) -> tuple[Config, set[str]]:
+    """The command line -> (Config, names of the knobs given explicitly). Raises UserError."""
+    parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for f in dataclasses.fields(Config):
+        option, default, only = option_name(f.name), f.default, f.metadata["only"]
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"{f.metadata['help']}{'; of ' + ', '.join(only) if only else ''} (default {shown})"
+        if isinstance(default, bool):
+            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+        elif isinstance(default, tuple):
+            parser.add_argument(option, type=float, nargs="+", help=text)
+        else:
+            choices = f.metadata["choices"]
+            metavar = "{" + ",".join(choices) + "}" if choices else f.name.upper()
+            parser.add_argument(option, type=type(default), help=text, metavar=metavar)
+    parser.add_argument("--print-config", action="store_true", help="print the knobs that a run would use, and stop")
+    given = vars(parser.parse_args(argv))
+    show = given.pop("print_config", False)
+    if given.get("task") == "list":
+        print("\n".join(TASKS))
+        raise SystemExit(0)
+    if "temperatures" in given:
+        given["temperatures"] = tuple(given["temperatures"])
+    config = build(given)
+    if show:
+        for f in dataclasses.fields(Config):
+            if not f.metadata["only"] or config.method in f.metadata["only"]:
+                print(f"{f.name:16} {getattr(config, f.name)}{'   (given)' if f.name in given else ''}")
+        raise SystemExit(0)
+    return config, set(given)
+
+
+def main(function) -> None:
+    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)      # like Ctrl-C: processes that generate data end too
+    try:
+        return function()
+    except KeyboardInterrupt:                              # outside of a stage, or the second Ctrl-C within one
+        print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
+        raise SystemExit(130) from None
+    except UserError as error:
+        message = str(error)
+    except OSError as error:                               # a full disk, a folder that went away
+        message = f"{error.strerror or error} ({error.filename or 'file'}); what was saved before is intact"
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":     # torch's; this file does without torch
+            message = "the GPU is out of memory; lower --batch-size or --num-candidates, or take --device cpu"
+        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            message = "out of memory; lower --online-steps (room for all of them is made at the start), --batch-size " \
+                      "or --hidden"
+        else:
+            raise
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,118 @@
+"""Everything a run works with, checked before anything of it is written: prepare(config, given) -> run.Run."""
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import data
+import envs
+from config import Config, UserError
+from run import Run, algorithm, folder_of, kind_begun, write_whole
+from tools.speed.fast import set_precision
+from tools.training.saving import restore
+
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
+
+
+def require_updates(config: Config, instead: str = "") -> None:
+    """UserError where the online stage would end before its first update."""
+    if config.online_steps <= config.warmup:
+        raise UserError(f"--online-steps {config.online_steps} do not exceed --warmup {config.warmup}: nothing would "
+                        f"be trained online{instead}")
+
+
+def load_data(config: Config, given: set[str]) -> tuple[dict, dict]:
+    """data.load, for a new run or one that goes on."""
+    if config.resume and config.data == "auto":      # means the data it began with, whichever hosts answer by now
+        config = dataclasses.replace(config, data=kind_begun(config, given) or "auto")
+    dataset, source = data.load(config)
+    if source["longest"] < config.chunk:
+        raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has "
+                        f"{source['longest']} steps)")
+    return dataset, source
+
+
+@contextlib.contextmanager
+def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = None):
+    """A run, brought back to where it was if it is an unfinished one; its folder is locked meanwhile. loaded: what
+    load_data() gave, for several seeds. UserError for what cannot work; then nothing has been written."""
+    device = choose_device(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    set_precision(config)
+    task = envs.task(config.task)
+    dataset, source = loaded or load_data(config, given)
+    folder = folder_of(config, given, source["kind"])
+    with locked(folder):
+        buffer = data.make_buffer(config, dataset, device)
+        run = Run(config, folder, source, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
+                  batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
+                  acting=torch.Generator().manual_seed(config.seed + 2), tracker=make_tracker(config.log, folder))
+        restore(run)
+        yield run
+
+
+def choose_device(config: Config) -> torch.device:
+    """UserError where a GPU was asked for and there is none."""
+    for name in ("device", "data_device"):
+        if getattr(config, name) == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"--{name.replace('_', '-')} cuda: this torch sees no GPU; auto takes what there is")
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """A second process in the same folder is refused."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another process is running in {folder}") from None
+        yield
+
+
+def make_tracker(kind: str, folder: Path):
+    """--log: a function (values by name, step), or None. The packages are imported only when asked for."""
+    try:
+        if kind == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+            writer = SummaryWriter(str(folder))
+            return lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()]
+        if kind == "wandb":
+            import wandb
+            wandb.init(project="drifting-field-policy", name=str(folder), dir=str(folder))
+            return lambda values, step: wandb.log(values, step=step)
+    except ImportError:
+        raise UserError(f"--log {kind} needs the package {kind}: pip install {kind}") from None
+    return None
+
+
+def write_config(run: Run) -> None:
+    """config.json: what makes a run repeatable."""
+    versions = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    record = dict(config=dataclasses.asdict(run.config), data=run.data, command=sys.argv,
+                  versions=versions | {"python": platform.python_version()}, git=git_commit(),
+                  machine=dict(system=platform.platform(), cores=os.cpu_count(), gpu=gpu))
+    write_whole(run.folder / "config.json", json.dumps(record, indent=1).encode())
+
+
+def git_commit() -> str:
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
+                              cwd=Path(__file__).parent).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,163 @@
+"""Where a run stands: saved, and brought back after an interruption, exactly.
+
+Everything of a state is looked at before anything is written, so a refusal, one line, changes no file. The files
+themselves are written by run.save_state.
+"""
+import contextlib
+import dataclasses
+import math
+import os
+import zlib
+from pathlib import Path
+
+import torch
+
+import config as config_module
+from config import UserError
+from run import Run, load_networks, read_newest, save_state, tensors
+from tools.training.tables import cut_rows_after, take_rows
+
+
+# -------------------------------------------------------------------------------------------- in the middle of a stage
+def save(run: Run, world=None) -> None:
+    """checkpoint.pt and online.f32. world: the Collector, in stage 2."""
+    check_finite(run)                                            # a broken state must not replace a good one
+    save_state(run.folder / "checkpoint.pt", dict(
+        algorithm=run.algo.state_dict(), online=save_online(run), step=run.step, stage=run.stage,
+        world=world.state_dict() if world else run.world, config=run.config.plain(), data=run.data["sha256"],
+        device=run.buffer.device.type, batches=run.batches.get_state(), acting=run.acting.get_state()))
+
+
+def restore(run: Run) -> None:
+    """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
+    path = run.folder / "checkpoint.pt"
+    state = read_newest(path, set_aside=True)
+    if state is None:
+        if not offline_state(run, run.folder / "offline.pt"):
+            cut_rows_after(run.folder, 0)    # a run that died before its first checkpoint starts over
+        return
+    try:
+        if state["stage"] == "offline" and offline_state(run, run.folder / "offline.pt"):
+            return                           # stage 1 is complete: stage 2 starts from offline.pt, no --resume needed
+        refuse_another(run, state)
+        load_networks(run.algo, state, run.folder)
+        load_online(run, state["online"])
+        run.step, run.stage, run.world = state["step"], state["stage"], state["world"]
+        run.acting.set_state(state["acting"])
+        if state["device"] == run.buffer.device.type:            # a generator's state only fits the device it came from
+            run.batches.set_state(state["batches"])
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} is whole, but no checkpoint of this version of the code "
+                        f"({type(error).__name__} {error}); another --out starts over") from None
+    cut_rows_after(run.folder, run.step)
+
+
+def refuse_another(run: Run, state: dict) -> None:
+    """UserError unless this run may go on from that state: the same knobs, the same data, no fewer steps."""
+    c, before = run.config, config_module.from_plain(state["config"]).plain()
+    if not c.resume:
+        raise UserError(f"{run.folder} already holds a run: add --resume to continue it, or choose another --out")
+    if state["stage"] == "online" and before["offline_steps"] != c.offline_steps:
+        raise UserError(f"--offline-steps: stage 1 of {run.folder} is over after {before['offline_steps']} steps")
+    for f in dataclasses.fields(c):
+        mine = c.plain()[f.name]                         # a run older than the knob has nothing to disagree with
+        if f.metadata["group"] != "run" and f.name in state["config"] and mine != before[f.name]:
+            option = f.name.replace("_", "-")
+            raise UserError(f"--resume: the run in {run.folder} has --{option} {before[f.name]}, not {mine}")
+    end = c.offline_steps + (c.online_steps if state["stage"] == "online" else 0)
+    if state["step"] > end:
+        raise UserError(f"--resume: {run.folder} is at step {state['step']} already, beyond the {end} asked for")
+    if state["data"] != run.data["sha256"]:
+        raise UserError(f"--resume: the data have changed since {run.folder} was started")
+
+
+# ------------------------------------------------------------------------------------------------- online transitions
+def save_online(run: Run) -> dict:
+    """Appends to online.f32 the transitions that it lacks -> what a checkpoint needs to find its own part of the file
+    again. Nothing is written twice, and rows that follow a checkpoint do it no harm."""
+    path = run.folder / "online.f32"
+    stored, checksum = run.stored
+    rows = run.buffer.online_rows(stored)
+    body = rows.numpy().tobytes()
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        file.truncate(stored * rows.shape[1] * 4)                # what a killed process wrote after its last checkpoint
+        file.seek(0, os.SEEK_END)
+        file.write(body)
+        file.flush()
+        os.fsync(file.fileno())
+    run.stored = stored + len(rows), zlib.crc32(body, checksum)
+    return {"rows": run.stored[0], "crc": run.stored[1], "cuts": list(run.buffer.cuts)}
+
+
+def load_online(run: Run, saved: dict) -> None:
+    """The transitions of a checkpoint, into the buffer. UserError when the file lacks them or has other ones."""
+    path, size = run.folder / "online.f32", saved["rows"] * run.buffer.online_rows(0).shape[1] * 4
+    body = b""
+    if size:
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            body = file.read(size)
+    if len(body) != size or zlib.crc32(body) != saved["crc"]:
+        raise UserError(f"{path} does not hold the {saved['rows']} transitions that checkpoint.pt beside it counts; "
+                        "another --out starts over")
+    rows = torch.frombuffer(bytearray(body), dtype=torch.float32) if size else torch.empty(0)
+    run.buffer.load_online(rows, saved["cuts"])
+    run.stored = saved["rows"], saved["crc"]
+
+
+# ------------------------------------------------------------------------------------------------- the end of stage 1
+def save_offline(run: Run) -> None:
+    """offline.pt: where stage 2 starts, this run's and that of siblings."""
+    save_state(run.folder / "offline.pt", dict(algorithm=run.algo.state_dict(), step=run.step, identity=identity(run)))
+
+
+def identity(run: Run) -> dict:
+    """What stage 1 depends on. A longer or shorter stage 1 is another one."""
+    return run.config.stage1_knobs() | {"offline_steps": run.config.offline_steps, "data": run.data["sha256"]}
+
+
+def offline_state(run: Run, path: Path) -> dict | None:
+    """The end of stage 1 in an offline.pt; None where it is missing, broken (which is said), or of another stage 1:
+    other knobs, other data, a longer or shorter one."""
+    try:
+        state = read_newest(path)
+    except UserError as error:
+        print(f"{path} is left out: {error}")
+        return None
+    return state if state and state.get("identity") == identity(run) else None
+
+
+def refuse_complete(run: Run) -> None:
+    """UserError where stage 1 is over already."""
+    if run.stage == "online" or offline_state(run, run.folder / "offline.pt"):
+        raise UserError(f"stage 1 is already complete in {run.folder}; python train_online.py goes on from it")
+
+
+def take_offline(run: Run) -> bool:
+    """Loads stage 1 from this folder's offline.pt or a sibling's -> whether there was one."""
+    c, own = run.config, run.folder / "offline.pt"
+    siblings = sorted(Path(c.out).glob(f"{c.task}/*/*/*/seed{c.seed}/offline.pt"))
+    for path in [own, *siblings]:
+        if state := offline_state(run, path):
+            load_networks(run.algo, state, path.parent)
+            run.step = state["step"]
+            cut_rows_after(run.folder, run.step)
+            if path != own:
+                print(f"stage 1 taken from {path}")
+                take_rows(path.parent, run.folder, run.step, c.final_episodes)
+            return True
+    return False
+
+
+# --------------------------------------------------------------------------------------------- numbers that are finite
+def check_finite(run: Run, info: dict | None = None) -> dict[str, float]:
+    """The newest losses and diagnostics, read back from the device. UserError where one is not finite, or a number of
+    the algorithm's state: weights, and Adam's moments, where an infinite one freezes its weight without a sound."""
+    row = dict(zip(info, torch.stack(list(info.values())).tolist())) if info else {}
+    state = [(name, w) for name, w in tensors(run.algo.state_dict()) if w.is_floating_point()]
+    broken = [name for name, value in row.items() if not math.isfinite(value)]
+    norms = torch._foreach_norm([w for _, w in state])           # a GPU stops for each question: one for all
+    if not broken and not torch.stack(norms).sum().isfinite():
+        broken = [name for name, w in state if not w.isfinite().all()]
+    if broken:
+        raise UserError(f"{', '.join(broken[:3])} not finite")
+    return row

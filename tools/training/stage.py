@@ -1,0 +1,145 @@
+"""What surrounds the loop of a stage: its bar, tables, evaluations and checkpoints, and an end by Ctrl-C that loses
+nothing.
+
+    with Stage(run, "online", last_step, world) as stage:
+        for step in stage.steps:
+            ...
+            stage.end_step(info)
+"""
+import os
+import shlex
+import signal
+import sys
+import time
+
+from tqdm import tqdm
+
+import envs
+from config import UserError
+from run import Run
+from tools.simulators.evaluator import Evaluator
+from tools.training.saving import check_finite, save
+from tools.training.tables import EVAL_COLUMNS, append_row, read_rows
+
+SAVE_EVERY = 600        # seconds between checkpoints
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, raised where a step is complete; no `except Exception` catches it."""
+
+
+class Stop:
+    """Whether a stop was asked for. The first Ctrl-C or SIGTERM asks for one after the present step, the second ends
+    the process at once."""
+    asked = False
+
+    def listen(self) -> None:
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(self, *_) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def restore(self) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Stage:
+    """One stage of a run, up to step `last`. world: the Collector, in stage 2."""
+
+    def __init__(self, run: Run, name: str, last: int, world=None):
+        self.run, self.name, self.last, self.world, self.stop = run, name, last, world, Stop()
+        c = run.config
+        self.ends = (c.offline_steps, c.offline_steps + c.online_steps)          # of both stages
+        self.evaluator = Evaluator(envs.task(c.task), c.chunk, c.workers or os.cpu_count())
+
+    def __enter__(self):
+        self.stop.listen()
+        self.open()
+        return self
+
+    def open(self) -> None:
+        self.run.stage = self.name
+        self.saved = time.time()
+        self.bar = tqdm(total=self.last, initial=self.run.step, desc=f"{self.run.config.task} {self.name}",
+                        dynamic_ncols=True, smoothing=0.05)
+
+    @property
+    def steps(self):
+        """The numbers of the steps that are left. A step whose end_step() was not called comes again."""
+        self.evaluate()                      # step 0, or an evaluation that was cut short
+        while self.run.step < self.last:
+            yield self.run.step + 1
+
+    def end_step(self, info: dict | None = None) -> None:
+        """The step is complete. info: what its update returned, None where there was none."""
+        self.record(info)
+        if self.stop.asked:
+            raise Interrupted
+
+    def record(self, info: dict | None) -> None:
+        """Counts the step, and does what is due after it: a row of train.csv, a checkpoint, an evaluation."""
+        run, c = self.run, self.run.config
+        run.step += 1
+        self.bar.update()
+        if info and (run.step % c.log_every == 0 or run.step in self.ends):
+            self.append("train.csv", dict(step=run.step, stage=self.name, **check_finite(run, info)))
+        due = run.step % c.eval_every == 0 or run.step in self.ends
+        if due or time.time() - self.saved > SAVE_EVERY:         # before evaluating, which is where processes may die
+            save(run, self.world)
+            self.saved = time.time()
+        if due:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """One row of eval.csv, if this step is due one and has none, and the curve."""
+        run, c, table = self.run, self.run.config, self.run.folder / "eval.csv"
+        if run.step % c.eval_every and run.step not in self.ends:
+            return
+        if not any(int(row["step"]) == run.step for row in read_rows(table)):
+            episodes = c.final_episodes if run.step in self.ends else c.eval_episodes
+            self.bar.set_postfix_str(f"evaluating, {episodes} episodes")
+            result = self.evaluator(run.algo.act, episodes, stop=lambda: self.stop.asked)
+            if result is None:
+                raise Interrupted
+            self.bar.set_postfix_str(f"success={result['success']:.0%}")
+            row = result | dict(step=run.step, stage=self.name, seconds=round(time.time() - run.started, 1))
+            self.append("eval.csv", {name: row[name] for name in EVAL_COLUMNS})
+        from tools.report.run_curve import draw_curve            # late: matplotlib takes a second to import
+        draw_curve(run.folder, run.folder / "curve.png")         # also where a run died while drawing
+
+    def append(self, name: str, row: dict) -> None:
+        append_row(self.run.folder / name, row)
+        if self.run.tracker:
+            self.run.tracker({f"{name[:-4]}/{k}": v for k, v in row.items() if isinstance(v, float)}, int(row["step"]))
+
+    def __exit__(self, kind, error, _) -> None:
+        self.bar.close()
+        self.evaluator.close()
+        if kind is Interrupted:
+            save(self.run, self.world)
+        self.stop.restore()
+        if kind is Interrupted:
+            command = resume_command(self.run)
+            print(f"\nstopped at step {self.run.step} and saved; continue with:  {command}", flush=True)
+            raise SystemExit(130) from None
+        if isinstance(error, UserError):
+            good = self.run.folder / "checkpoint.pt"
+            where = f"; the last good state is {good}" if good.exists() else ""
+            raise UserError(f"step {self.run.step}: {error}{where}") from None
+
+
+def resume_command(run: Run) -> str:
+    words = [w for w in sys.argv if w != "--resume"] + ["--resume"]
+    if run.config.data == "auto":                                # hosts may come and go; the run's data do not
+        words += ["--data", run.data["kind"]]
+    return f"python {shlex.join(words)}"
+
+
+def tell_end(run: Run) -> None:
+    if run.stage == "offline":
+        return print(f"stage 1 done: {run.folder / 'offline.pt'}")
+    final = read_rows(run.folder / "eval.csv")[-1]
+    print(f"done: success {float(final['success']):.0%} over {final['episodes']} episodes; {run.folder}/curve.png")
