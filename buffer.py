@@ -1,8 +1,7 @@
-"""The replay buffer D of Algorithm 1: the data, then everything seen online, and how a chunk is cut from them  (Alg.
-1, lines 2-3).
+"""The replay buffer D, and how a chunk is cut from it  (Alg. 1, lines 2-3).
 
-A transition has six fields: observations [O], actions [A], rewards, masks (0 = the task terminated here), terminals (1
-= the episode ends here, for whatever reason), next_observations [O]. Termination and the mere end of an episode are
+A transition has six fields: observations [O], actions [A], rewards, masks (0 = the task terminated here), terminals
+(1 = the episode ends here, for whatever reason), next_observations [O]. Termination and the mere end of an episode are
 two different arrays: the critic stops bootstrapping at the first, chunks must not run across the second.
 
 Axes: B states, H chunk, O observation, A action.
@@ -64,17 +63,18 @@ class ReplayBuffer:
         masks the steps that are not valid, so nothing of the next episode enters a loss.
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
-        rows = self.transitions(index)                                                              # each [B, H, ...]
+        rows = self.transitions(index, FIELDS[:-1])                                                 # each [B, H, ...]
+        last = self.transitions(index[:, -1], FIELDS[-1:])                                          # [B, O]
         ended = rows["terminals"].cummax(dim=1).values                                              # [B, H]
         batch = {"observations": rows["observations"][:, 0], "actions": rows["actions"],
                  "rewards": chunk_return(rows["rewards"], self.discount), "masks": rows["masks"].amin(dim=1),
-                 "next_observations": rows["next_observations"][:, -1],
+                 "next_observations": last["next_observations"],
                  "valid": torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1]], dim=1)}
         return {name: moved(part, self.batch_device) for name, part in batch.items()}
 
-    def transitions(self, index: Tensor) -> dict[str, Tensor]:
-        """All six fields of the rows with these numbers: index [...] -> [..., O], [..., A] or [...]."""
-        return {name: getattr(self, name)[index] for name in FIELDS}
+    def transitions(self, index: Tensor, names=FIELDS) -> dict[str, Tensor]:
+        """These fields of the rows with these numbers: index [...] -> [..., O], [..., A] or [...]."""
+        return {name: getattr(self, name)[index] for name in names}
 
     # ------------------------------------------------------------------------------------- line 2: what is seen online
     @property
@@ -96,8 +96,7 @@ class ReplayBuffer:
         self.size += 1
 
     def end_episode(self) -> None:
-        """Marks the newest online transition as its episode's last, though nothing ended there: the simulator was
-        lost."""
+        """Marks the newest online transition as its episode's last, as where a simulator was lost."""
         if self.num_online:
             self.cuts.append(self.num_online - 1)
             self.online("terminals")[self.cuts[-1]] = 1

@@ -5,6 +5,7 @@
 import os
 from pathlib import Path
 
+import envs
 import run
 from config import UserError
 from tools.simulators.evaluator import Evaluator
@@ -38,7 +39,7 @@ def main() -> None:
     read_rows(table)                                       # what is no table is refused now, not after an hour
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
-    evaluator = Evaluator(policy.config.task, policy.config.chunk, args.workers or os.cpu_count())
+    evaluator = Evaluator(envs.task(policy.config.task), args.workers or os.cpu_count())
     try:
         result = evaluator(policy.act, args.episodes, args.best_of or None)
     finally:

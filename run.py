@@ -9,11 +9,9 @@
         online.f32       the transitions seen online, which checkpoints count but do not contain
         curve.png        eval.csv, drawn
 
-    import run
-    policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python
+    policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`
 
-This file holds what a run is, where its folder lies, and how its files are read and written whole. What a checkpoint
-of a run in progress contains: tools/training/saving.py.
+What a checkpoint of a run in progress contains: tools/training/saving.py.
 """
 import dataclasses
 import hashlib
@@ -78,11 +76,11 @@ def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
     named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
     usual = config_module.build({k: getattr(config, k) for k in ("task", "method", "preset")})
     changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
-    setting = ",".join([config.preset, *(f"{k}={_as_text(getattr(config, k))}" for k in changed)])
+    setting = ",".join([config.preset, *(f"{k}={as_text(getattr(config, k))}" for k in changed)])
     return Path(config.out) / config.task / config.method / data_kind / setting / f"seed{config.seed}"
 
 
-def _as_text(value) -> str:
+def as_text(value) -> str:
     if isinstance(value, tuple):
         return "+".join(f"{v:g}" for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -123,19 +121,22 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
 
 
 def load_networks(algo: DFP, state: dict, where: Path) -> None:
-    """A checkpoint's networks and optimiser into an algorithm. UserError where they are another one's, or not
-    finite."""
+    """A checkpoint's state into an algorithm. UserError where it is another one's, or not finite."""
     try:
         algo.load_state_dict(state["algorithm"])
         for weight, adam in algo.optimizer.state.items():        # strict=True looks at weights alone
             if adam["exp_avg"].shape != weight.shape or adam["exp_avg_sq"].shape != weight.shape:
                 raise ValueError("Adam's moments are of another size")
-        broken = next((name for name, w in tensors(algo.state_dict()) if not w.isfinite().all()), None)
+        for name, values in tensors(algo.state_dict()):
+            if not values.isfinite().all():
+                raise ValueError(f"{name} is not finite")
     except Exception as error:       # of the wrong kind of thing torch complains in many ways
         raise UserError(f"the checkpoint in {where} does not fit the networks that its config.json describes "
-                        f"({type(error).__name__}: {str(error).splitlines()[0][:120]})") from None
-    if broken:
-        raise UserError(f"the checkpoint in {where} has numbers that are not finite, in {broken}")
+                        f"({in_one_line(error)})") from None
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]
 
 
 def tensors(state, name: str = ""):
@@ -194,17 +195,15 @@ def read_state(path: Path) -> dict:
     """What save_state() wrote, on the CPU (whoever loads it moves it). UserError if it is broken."""
     try:
         outer = torch.load(path, map_location="cpu", weights_only=True)
-        found = outer["format"]
-        if found == FORMAT:
-            body = outer["state"].numpy().tobytes()
-            if hashlib.sha256(body).hexdigest() != outer["sha256"]:
-                raise ValueError("checksum")
-            return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        if outer["format"] != FORMAT:
+            raise ValueError(f"checkpoint format {outer['format']}, this version reads format {FORMAT}")
+        body = outer["state"].numpy().tobytes()
+        if hashlib.sha256(body).hexdigest() != outer["sha256"]:
+            raise ValueError("another checksum")
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:                                   # for a broken file torch raises almost anything
-        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}); "
-                        "move it away to start over") from None
-    raise UserError(f"{path} has checkpoint format {str(found)[:20]}, this version reads format {FORMAT}: train again, "
-                    "or take the version of this code that wrote it (config.json names its commit)")
+        problem = f"{path} is not a readable checkpoint ({in_one_line(error)}); move it away to start over"
+        raise UserError(problem) from None
 
 
 def read_newest(path: Path, set_aside: bool = False) -> dict | None:

@@ -1,19 +1,17 @@
-"""The main job: Algorithm 1, offline to online. Starts from stage 1's checkpoint, or runs stage 1 first when there is
-none.
+"""Algorithm 1, offline to online: the main job. Starts from stage 1's checkpoint, or runs stage 1 first.
 
     python train_online.py --task square                        the paper's 1M + 1M steps
     python train_online.py --task square --preset quick         the same algorithm, small: minutes on a laptop CPU
 
-Read online_stage(): its loop is Algorithm 1, one environment step and one update at a time. In other words:
+Read online_stage(): its loop is Algorithm 1, one environment step and one update at a time.
 
-    line 1   observe s, draw N' actions from pi_theta, execute the one with the highest Q_phi      here, and
-    dfp.DFP.act line 2   append the transition to D, which starts as the offline data                          here,
-    and buffer.py line 3   sample a mini-batch of D                                                              here,
-    and buffer.py line 4   draw samples of pi_theta and candidates of pi_old, keep the top K by Q_phi
-    dfp.DFP.actor_loss line 5   the loss of theta, L_BC + lambda L_topK
-    dfp.DFP.actor_loss line 6   the loss of phi, the Bellman error
-    dfp.DFP.critic_loss line 7   step both; pi_old follows pi_theta
-    dfp.DFP.descend
+    line 1   observe s, draw N' actions from pi_theta, execute the best by Q_phi     here, and dfp.DFP.act
+    line 2   append the transition to D, which starts as the offline data            here, and buffer.py
+    line 3   sample a mini-batch of D                                                here, and buffer.py
+    line 4   draw samples of pi_theta and candidates of pi_old, keep the top K       dfp.DFP.actor_loss
+    line 5   step theta on L_BC + lambda L_topK                                      dfp.DFP.actor_loss, descend
+    line 6   step phi on the Bellman error                                           dfp.DFP.critic_loss, descend
+    line 7   pi_old follows pi_theta                                                 dfp.DFP.descend
 """
 import sys
 from pathlib import Path

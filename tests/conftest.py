@@ -35,10 +35,10 @@ def pytest_collection_modifyitems(config, items):
 def generated(tmp_path_factory):
     """Small generated sets, made once for all files: {task: path}."""
     import envs
-    from tools import demos
-    folder = tmp_path_factory.mktemp("data")
-    return {"lift": demos.generate(envs.task("lift"), 3, folder / "generated", workers=2)[0],
-            "cube-single-task2": demos.generate(envs.task("cube-single-task2"), 1400, folder / "generated", 0.3, workers=2)[0]}
+    from tools.standins.generate import generate
+    folder = tmp_path_factory.mktemp("data") / "generated"
+    return {"lift": generate(envs.task("lift"), 3, folder, workers=2)[0],
+            "cube-single-task2": generate(envs.task("cube-single-task2"), 1400, folder, 0.3, workers=2)[0]}
 
 
 @pytest.fixture(scope="session")

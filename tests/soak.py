@@ -3,8 +3,9 @@
     python tests/soak.py 30                          minutes, from the first online update on; prints a table
     python tests/soak.py 30 --task cube-single-task2 --data-size 4000        further words go to train_online.py
 
-Exits with 1 where the last third's median lies above the middle third's: memory by more than 5 %, files and processes at all.
-The first third is warm-up. The replay buffer's own memory is touched as it fills and counts as growth: 192 bytes a step of lift.
+Exits with 1 where the last third's median lies above the middle third's: memory by more than 5 %, files and processes
+at all. The first third is warm-up. The replay buffer's own memory is touched as it fills and counts as growth: 192
+bytes a step of lift.
 """
 import os
 import shlex
@@ -18,7 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMITS = {"main MB": 1.05, "workers MB": 1.05, "files": 1.0, "processes": 1.0}
-WORDS = "--task lift --preset quick --data generated --data-size 20 --offline-steps 100 --online-steps 1000000 --threads 1"
+WORDS = ("--task lift --preset quick --data generated --data-size 20 --offline-steps 100 --online-steps 1000000 "
+         "--threads 1")
+SAMPLES = 30
 
 
 def measure(leader: int) -> dict:
@@ -27,7 +30,8 @@ def measure(leader: int) -> dict:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[2]) == leader:
-                memory[int(folder.name)] = int((folder / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+                pages = int((folder / "statm").read_text().split()[1])
+                memory[int(folder.name)] = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
                 files += len(list((folder / "fd").iterdir()))
         except OSError:                                          # it has just ended
             continue
@@ -45,24 +49,30 @@ def grown(samples: list[dict]) -> list[str]:
     return found
 
 
-def main(minutes: float, words: list[str], count: int = 30) -> int:
+def newest_step(folder: str) -> str | None:
+    """Of train.csv, once there is an online one."""
+    tables = [path.read_text() for path in Path(folder).glob("runs/*/*/*/*/seed0/train.csv")]
+    rows = [line for table in tables for line in table.splitlines() if ",online," in line]
+    return rows[-1].split(",")[0] if rows else None
+
+
+def main(minutes: float, words: list[str]) -> int:
+    samples = []
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([sys.executable, str(ROOT / "train_online.py"), *shlex.split(WORDS), *words], cwd=folder,
-                                   stdout=sys.stderr, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen([sys.executable, str(ROOT / "train_online.py"), *shlex.split(WORDS), *words],
+                                   cwd=folder, stdout=sys.stderr, stderr=subprocess.DEVNULL, start_new_session=True)
         try:
-            steps = lambda: [line for path in Path(folder).glob("runs/*/*/*/*/seed0/train.csv")                 # noqa: E731
-                             for line in path.read_text().splitlines() if ",online," in line]
-            while not steps() and process.poll() is None:
+            while not newest_step(folder) and process.poll() is None:
                 time.sleep(0.2)
-            samples = []
             print("minute    step", *(f"{name:>12}" for name in LIMITS))
-            for i in range(1, count + 1):
-                time.sleep(minutes * 60 / count)
+            for i in range(1, SAMPLES + 1):
+                time.sleep(minutes * 60 / SAMPLES)
                 if process.poll() is not None:
                     print(f"the run ended with exit code {process.returncode}")
                     return 2
                 samples.append(measure(process.pid))
-                print(f"{minutes * i / count:6.1f} {steps()[-1].split(',')[0]:>7}", *(f"{value:12.0f}" for value in samples[-1].values()), flush=True)
+                print(f"{minutes * i / SAMPLES:6.1f} {newest_step(folder):>7}",
+                      *(f"{value:12.0f}" for value in samples[-1].values()), flush=True)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait()

@@ -5,23 +5,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from buffer import FIELDS, ReplayBuffer
 from config import UserError
-from data import FIELDS, ReplayBuffer
 
 GAMMA = 0.9
 
 
-def make_dataset(lengths, terminated, seed, obs_dim=3, action_dim=2):
+def make_dataset(lengths, terminated, seed=0):
     """Episodes one after the other; every number is unique, so that a wrong row cannot go unseen."""
-    rng = np.random.default_rng(seed)
-    n = sum(lengths)
-    ends = np.cumsum(lengths) - 1
-    terminals, masks = np.zeros(n, np.float32), np.ones(n, np.float32)
+    rng, n, ends = np.random.default_rng(seed), sum(lengths), np.cumsum(lengths) - 1
+    terminals, masks = np.zeros(n), np.ones(n)
     terminals[ends] = 1
     masks[ends[np.array(terminated)]] = 0
-    return dict(observations=rng.normal(size=(n, obs_dim)).astype(np.float32), actions=rng.normal(size=(n, action_dim)).astype(np.float32),
-                rewards=rng.normal(size=n).astype(np.float32), masks=masks, terminals=terminals,
-                next_observations=rng.normal(size=(n, obs_dim)).astype(np.float32))
+    columns = *(rng.normal(size=size) for size in ((n, 3), (n, 2), n)), masks, terminals, rng.normal(size=(n, 3))
+    return {name: column.astype(np.float32) for name, column in zip(FIELDS, columns)}
+
+
+def add(buffer, obs=0.0, action=0.0, reward=0.0, terminated=False, truncated=False, next_obs=0.0) -> None:
+    buffer.add(np.full(3, obs), np.full(2, action), reward, terminated, truncated, np.full(3, next_obs))
+
+
+def rows_of(dataset) -> list[dict]:
+    return [{name: column[i] for name, column in dataset.items()} for i in range(len(dataset["rewards"]))]
 
 
 def check_against_loop(buffer, rows, starts, chunk):
@@ -38,72 +43,69 @@ def check_against_loop(buffer, rows, starts, chunk):
         assert batch["rewards"][b].item() == pytest.approx(value, abs=1e-4)
         assert batch["masks"][b] == mask
         assert torch.equal(batch["observations"][b], torch.as_tensor(rows[start]["observations"]))
-        assert torch.equal(batch["next_observations"][b], torch.as_tensor(rows[start + chunk - 1]["next_observations"]))
+        last = rows[start + chunk - 1]
+        assert torch.equal(batch["next_observations"][b], torch.as_tensor(last["next_observations"]))
+
+
+EPISODES = st.tuples(st.integers(1, 9), st.booleans())           # length, terminated
 
 
 @settings(max_examples=60, deadline=None)
-@given(episodes=st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=8),
-       online=st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=5), chunk=st.integers(1, 6),
-       cut=st.integers(0, 8), seed=st.integers(0, 2**16))
+@given(episodes=st.lists(EPISODES, min_size=1, max_size=8), online=st.lists(EPISODES, max_size=5),
+       chunk=st.integers(1, 6), cut=st.integers(0, 8), seed=st.integers(0, 2**16))
 def test_chunks_equal_a_loop_over_episodes(episodes, online, chunk, cut, seed):
     """Data with terminations and truncations, then online episodes, the last one still running."""
-    dataset = make_dataset(*zip(*episodes), seed)
-    extra = make_dataset(*zip(*online), seed + 1) if online else None
-    total = sum(n for n, _ in episodes) + (sum(n for n, _ in online) if online else 0)
-    if sum(n for n, _ in episodes) < chunk:
+    rows = rows_of(dataset := make_dataset(*zip(*episodes), seed))
+    added = rows_of(make_dataset(*zip(*online), seed + 1)) if online else []
+    if len(rows) < chunk:
         with pytest.raises(UserError, match="fewer than one chunk"):
             ReplayBuffer(dataset, 0, chunk, GAMMA)
         return
-    buffer = ReplayBuffer(dataset, total, chunk, GAMMA)
-    rows = [{k: v[i] for k, v in dataset.items()} for i in range(len(dataset["rewards"]))]
-    if online:
-        added = [{k: v[i] for k, v in extra.items()} for i in range(len(extra["rewards"]))]
-        added = added[: max(1, len(added) - cut)]
-        for row in added:
-            ended = row["terminals"] == 1
-            buffer.add(row["observations"], row["actions"], row["rewards"], bool(row["masks"] == 0),
-                       bool(ended and row["masks"] == 1), row["next_observations"])
-        rows += added
+    buffer = ReplayBuffer(dataset, len(added), chunk, GAMMA)
+    for row in added[: max(1, len(added) - cut)]:
+        terminated = bool(row["masks"] == 0)
+        add(buffer, row["observations"], row["actions"], row["rewards"], terminated,
+            row["terminals"] == 1 and not terminated, row["next_observations"])
+        rows.append(row)
     assert buffer.size == len(rows)
     starts = list(range(len(rows) - chunk + 1))
     check_against_loop(buffer, rows, starts, chunk)
-    drawn = buffer.sample(400, torch.Generator().manual_seed(seed))["observations"]
-    known = {tuple(rows[s]["observations"].tolist()) for s in starts}
-    assert {tuple(o.tolist()) for o in drawn} <= known
+    drawn = {tuple(obs) for obs in buffer.sample(400, torch.Generator().manual_seed(seed))["observations"].tolist()}
+    known = {tuple(rows[start]["observations"].tolist()) for start in starts}
+    assert drawn <= known
     if len(starts) <= 20:
-        assert len({tuple(o.tolist()) for o in drawn}) == len(known)           # every start is drawn, the last one too
+        assert drawn == known                                    # every start is drawn, the last one too
 
 
 @settings(max_examples=40, deadline=None)
-@given(steps=st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans()), max_size=30), seed=st.integers(0, 2**16))
+@given(steps=st.lists(st.tuples(*[st.booleans()] * 4), max_size=30), seed=st.integers(0, 2**16))
 def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
-    """Episodes that end, are cut short by a lost simulator, and savings at any step: what is read back samples the same."""
-    dataset, rng, pieces, stored = make_dataset([4], [True], seed), np.random.default_rng(seed), [torch.empty(0, 11)], 0
+    """Episodes that end, are cut short by a lost simulator, and savings at any step: what is read back samples the
+    same."""
+    dataset, rng, pieces = make_dataset([4], [True], seed), np.random.default_rng(seed), [torch.empty(0, 11)]
     buffer, other = (ReplayBuffer(dataset, len(steps), 3, GAMMA) for _ in range(2))
+    stored = 0
     for terminated, truncated, lost, saving in steps:
-        buffer.add(rng.normal(size=3), rng.normal(size=2), rng.normal(), terminated, truncated, rng.normal(size=3))
-        if lost:                                                               # after it was saved, or before
+        add(buffer, rng.normal(size=3), rng.normal(size=2), rng.normal(), terminated, truncated, rng.normal(size=3))
+        if lost:                                                 # after it was saved, or before
             buffer.end_episode()
         if saving:
             pieces.append(buffer.online_rows(stored))
-            stored = buffer.size - buffer.offline_size
+            stored = buffer.num_online
     pieces.append(buffer.online_rows(stored))
     other.load_online(torch.cat(pieces).flatten(), buffer.cuts)
     assert other.size == buffer.size == 4 + len(steps)
     starts = torch.arange(buffer.size - 2)
     one, two = buffer.chunks(starts), other.chunks(starts)
     assert all(torch.equal(one[name], two[name]) for name in one)
-    ended = [i for i, (terminated, truncated, lost, _) in enumerate(steps) if terminated or truncated or lost]
-    assert other.transitions(torch.arange(4, other.size))["terminals"].nonzero().flatten().tolist() == ended
+    assert other.terminals[4:].tolist() == [terminated or truncated or lost for terminated, truncated, lost, _ in steps]
 
 
 def test_nothing_of_another_episode_enters_a_loss():
     """Changing all other episodes changes neither the masked positives nor any term with weight."""
-    lengths, terminated = [7, 4, 6], [True, False, True]
-    a = make_dataset(lengths, terminated, 0)
-    b = {k: v.copy() for k, v in make_dataset(lengths, terminated, 1).items()}
+    a, b = (make_dataset([7, 4, 6], [True, False, True], seed) for seed in (0, 1))
     for name in a:
-        b[name][7:11] = a[name][7:11]                                          # only the middle episode is shared
+        b[name][7:11] = a[name][7:11]                            # only the middle episode is shared
     one, two = (ReplayBuffer(d, 0, 5, GAMMA).chunks(torch.arange(7, 11)) for d in (a, b))
     valid = one["valid"]
     assert torch.equal(valid, two["valid"]) and valid[:, -1].sum() == 0        # four steps: no chunk of five fits
@@ -112,35 +114,34 @@ def test_nothing_of_another_episode_enters_a_loss():
 
 
 def test_data_end_is_a_seam_and_a_cut_episode_too():
-    dataset = make_dataset([6], [False], 0)
-    dataset["terminals"][-1] = 0                                               # even where a file forgot to say so
+    dataset = make_dataset([6], [False])
+    dataset["terminals"][-1] = 0                                 # even where a file forgot to say so
     buffer = ReplayBuffer(dataset, 10, 3, GAMMA)
-    assert dataset["terminals"][-1] == 0                                       # the caller's array is left alone
-    for i in range(4):
-        buffer.add(np.ones(3), np.ones(2), 0.0, False, False, np.ones(3))
+    assert dataset["terminals"][-1] == 0                         # the caller's array is left alone
+    for _ in range(4):
+        add(buffer)
     assert buffer.chunks(torch.tensor([4, 5, 6]))["valid"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
     buffer.end_episode()
-    buffer.add(np.ones(3), np.ones(2), 0.0, False, False, np.ones(3))
+    add(buffer)
     assert buffer.chunks(torch.tensor([8]))["valid"].tolist() == [[1, 1, 0]]
     assert buffer.chunks(torch.tensor([8]))["masks"].tolist() == [1]           # cut, not terminated
 
 
 def test_truncation_and_termination_stay_apart():
-    buffer = ReplayBuffer(make_dataset([3], [True], 0), 4, 1, GAMMA)
+    buffer = ReplayBuffer(make_dataset([3], [True]), 4, 1, GAMMA)
     for terminated, truncated in ((True, False), (False, True), (False, False)):
-        buffer.add(np.zeros(3), np.zeros(2), 0.0, terminated, truncated, np.zeros(3))
-    found = buffer.transitions(torch.arange(3, 6))
-    assert found["masks"].tolist() == [0, 1, 1] and found["terminals"].tolist() == [1, 1, 0]
+        add(buffer, terminated=terminated, truncated=truncated)
+    assert buffer.masks[3:6].tolist() == [0, 1, 1] and buffer.terminals[3:6].tolist() == [1, 1, 0]
 
 
 def test_online_part_survives_saving():
-    dataset = make_dataset([5, 5], [True, True], 0)
+    dataset = make_dataset([5, 5], [True, True])
     buffer, other = (ReplayBuffer(dataset, 5, 2, GAMMA) for _ in range(2))
     for i in range(3):
-        buffer.add(np.full(3, i), np.full(2, i), i, False, i == 1, np.full(3, i + 1))
-    first = buffer.online_rows(0)                                              # [3, 2 * 3 + 2 + 3], as saved after two and one more
+        add(buffer, i, i, i, truncated=i == 1, next_obs=i + 1)
+    first = buffer.online_rows(0)                                # [3, 2 * 3 + 2 + 3], as saved after two and one more
     assert torch.equal(first[2:], buffer.online_rows(2)) and first[1].tolist() == [1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]
-    buffer.end_episode()                                                       # a simulator was lost after the third
+    buffer.end_episode()                                         # a simulator was lost after the third
     other.load_online(first, buffer.cuts)
     assert other.size == 13 and other.cuts == [2]
     one, two = (b.transitions(torch.arange(13)) for b in (buffer, other))

@@ -1,4 +1,5 @@
-"""What README.md, PAPER.md and the READMEs of results/quick and results/ablations say of the code is true: names, tests, links, line counts, commands. (tools/own_task.md: test_own.py.)"""
+"""What README.md, PAPER.md and the READMEs of results/quick and results/ablations say of the code is true: names, tests,
+links, line counts, commands. (docs/own_task.md: test_own.py.)"""
 import ast
 import csv
 import importlib
@@ -8,12 +9,13 @@ import shlex
 import pytest
 
 from conftest import ROOT
-from tools import command_line
+from tools.training import command_line
 
 README, PAPER, *RESULTS = ((ROOT / name).read_text() for name in (
     "README.md", "PAPER.md", "results/quick/README.md", "results/ablations/README.md"))
 MODULES = {name.split(".")[-1]: importlib.import_module(name) for name in (
-    "drift", "policy", "critic", "topk", "dfp", "config", "train_online", "baselines.flow", "baselines.meanflow", "tools.curves", "tools.tables")}
+    "drift", "policy", "critic", "topk", "dfp", "config", "train_online", "baselines.flow", "baselines.meanflow",
+    "tools.report.curves", "tools.report.tables", "tools.simulators.collector")}
 TESTS = [f"{path.name}::{node.name}" for path in (ROOT / "tests").glob("test_*.py")
          for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
 BLOCKS = re.findall(r"```bash\n(.*?)```", "".join(RESULTS) + README, re.DOTALL)
@@ -93,7 +95,7 @@ def test_commands_are_understood(capsys):
             if words[:1] != ["python"]:
                 continue
             script = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
-            assert (ROOT / script).is_file(), command
+            assert (ROOT / script).is_file() or (ROOT / script[:-3] / "__main__.py").is_file(), command
             if script.startswith("train_") and "--help" not in words:
                 trained += 1
                 with pytest.raises(SystemExit) as end:

@@ -1,10 +1,13 @@
 """The tasks: conventions, seeds, and rollouts that do not depend on the number of processes."""
+import gymnasium
 import numpy as np
 import pytest
 import torch
 
 import envs
 from config import ROBOMIMIC, TASKS, UserError
+from tools.simulators.evaluator import Evaluator
+from tools.simulators.process import Simulators
 
 
 def rollout(name, seed, steps=12):
@@ -53,8 +56,6 @@ def test_robomimic_reward_success_and_horizon(monkeypatch):
 
 
 def test_ogbench_rewards_are_the_environments_own_after_the_step():
-    import gymnasium
-    import ogbench  # noqa: F401
     ours = envs.make("cube-double-task2")
     theirs = gymnasium.make("cube-double-singletask-task2-v0", success_timing="post")
     ours.reset(seed=1)
@@ -81,7 +82,7 @@ def test_every_task_has_its_sizes_and_horizon():
         assert t.horizon == horizons[name.rsplit("-task", 1)[0]]
         if t.suite == "ogbench":
             env = envs.make(name)
-            if t.source not in width:                                      # the first reset compiles the model, a second each
+            if t.source not in width:                                      # the first reset takes a second
                 width[t.source] = env.reset(seed=0)[0].shape
             assert width[t.source] == (t.obs_dim,) and env.get_wrapper_attr("_max_episode_steps") == t.horizon
             env.close()
@@ -89,32 +90,10 @@ def test_every_task_has_its_sizes_and_horizon():
         envs.make("cann")
 
 
-class Counter(envs.gymnasium.Env):
-    """Ends after three steps; the observation counts."""
-    observation_space = envs.gymnasium.spaces.Box(-9, 9, (1,), np.float32)
-    action_space = envs.gymnasium.spaces.Box(-1, 1, (2,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        self.n = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self.n += 1
-        return np.full(1, self.n, np.float32), float(action[0]), self.n == 3, False, {"success": self.n == 3}
-
-
-def test_chunks_run_open_loop_and_stop_with_the_episode():
-    env = envs.ChunkEnv(Counter(), 2)
-    env.reset()
-    obs, reward, terminated, _, info = env.step(np.array([[1, 0], [2, 0]]))
-    assert (obs[0], reward, terminated, info["steps"]) == (2, 3, False, 2)
-    obs, reward, terminated, _, info = env.step(np.array([[4, 0], [8, 0]]))
-    assert (obs[0], reward, terminated, info["steps"], info["success"]) == (3, 4, True, 1, True)
-
-
-class Seeded(Counter):
-    """Length, reward and success depend on the episode's seed and on the actions."""
-    observation_space = envs.gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+class Seeded(gymnasium.Env):
+    """Length, reward and success depend on the episode's seed and on the actions; the observation counts."""
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
 
     def reset(self, *, seed=None, options=None):
         self.n, self.length = 0, 2 + (seed * 7) % 11
@@ -127,8 +106,20 @@ class Seeded(Counter):
         return np.full(1, self.n, np.float32), float(action.sum()), success, over and not success, {"success": success}
 
 
-def make_seeded(name, chunk):
-    return envs.ChunkEnv(Seeded(), chunk)
+def make_seeded(name="any"):
+    return Seeded()
+
+
+def test_chunks_run_open_loop_and_stop_with_the_episode():
+    simulators = Simulators(make_seeded, 1)
+    for seed, answers in ((11, 2), (4, 3)):                                # over after two steps, and after eight
+        simulators.send(0, "reset", seed)
+        simulators.send(0, "play", np.array([[1, 0], [2, 0], [4, 0]]))
+        assert simulators.receive(0)[0] == seed
+        seen = [simulators.receive(0) for _ in range(answers)]
+        assert [(obs[0], reward) for obs, reward, *_ in seen] == [(1, 1), (2, 2), (3, 4)][:answers]
+        assert [terminated for _, _, terminated, *_ in seen] == [False, seed == 11, False][:answers]
+    simulators.close()
 
 
 def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
@@ -151,7 +142,7 @@ def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
         returns.append(total)
     assert len(set(lengths)) > 3
     for workers in (1, 3):
-        evaluator = envs.Evaluator("any", chunk, workers, make_seeded)
+        evaluator = Evaluator("any", workers, make_seeded)
         state = torch.random.get_rng_state()
         for _ in range(2):                                                 # evaluating again gives the same again
             result = evaluator(act, episodes)

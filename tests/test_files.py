@@ -1,10 +1,10 @@
 """Files that do not fit: one clear line each, before anything is trained. And the records that vouch for good ones."""
 import dataclasses
+import hashlib
 import json
 import os
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 
 import h5py
@@ -21,20 +21,18 @@ LIFT, CUBE, SCENE = (envs.task(name) for name in ("lift", "cube-single-task2", "
 OWN = envs.Task("reach", "own", "", 50, 3, 2)
 
 
-def play(rows=40, every=20, task=CUBE, seed=0) -> dict:
-    """A small npz of OGBench's layout."""
-    rng, joints = np.random.default_rng(seed), 25 if task is SCENE else 21
+def play(rows=40, task=CUBE) -> dict:
+    rng, joints = np.random.default_rng(0), 25 if task is SCENE else 21
     arrays = dict(observations=rng.normal(size=(rows, task.obs_dim)).astype("f4"),
                   actions=rng.uniform(-1, 1, (rows, 5)).astype("f4"),
-                  terminals=np.arange(1, rows + 1) % every == 0, qpos=rng.normal(size=(rows, joints)).astype("f4"))
+                  terminals=np.arange(1, rows + 1) % 20 == 0, qpos=rng.normal(size=(rows, joints)).astype("f4"))
     return arrays | (dict(button_states=rng.integers(0, 2, (rows, 2))) if task is SCENE else {})
 
 
-def own(rows=12, seed=0) -> dict:
-    rng = np.random.default_rng(seed)
-    ends = (np.arange(1, rows + 1) % 4 == 0).astype("f4")
-    return dict(observations=rng.normal(size=(rows, 3)), actions=rng.uniform(-1, 1, (rows, 2)), rewards=-np.ones(rows),
-                masks=1 - ends, terminals=ends, next_observations=rng.normal(size=(rows, 3)))
+def own() -> dict:
+    rng, ends = np.random.default_rng(0), (np.arange(1, 13) % 4 == 0).astype("f4")
+    return dict(observations=rng.normal(size=(12, 3)), actions=rng.uniform(-1, 1, (12, 2)), rewards=-np.ones(12),
+                masks=1 - ends, terminals=ends, next_observations=rng.normal(size=(12, 3)))
 
 
 def write(arrays, path):
@@ -66,11 +64,10 @@ def edited(path, edit):
     if path.suffix == ".hdf5":
         with h5py.File(path, "r+") as file:
             edit(file)
-        return path
-    with np.load(path) as file:
-        arrays = dict(file)
-    edit(arrays)
-    return write(arrays, path)
+    else:
+        edit(arrays := dict(np.load(path)))
+        write(arrays, path)
+    return path
 
 
 def put(name, change):
@@ -127,31 +124,21 @@ def test_the_same_numbers_in_other_types(generated, tmp_path, kind):
         assert all(after[field].dtype == "f4" and np.array_equal(before[field], after[field]) for field in FIELDS)
 
 
-def shift(file):
-    for name in [f"data/demo_{i}/next_obs/{key}" for i in range(3) for key in envs.OBS_KEYS]:
-        put(name, lambda array: np.roll(array, 5, 0))(file)
-
-
 WRONG = {              # what is wrong: (file, edit, what the line says)
     "no data": ("lift.hdf5", lambda file: file.move("data", "date"), "KeyError"),
     "no next_obs": ("lift.hdf5", lambda file: file.move("data/demo_1/next_obs", "x"), "next_obs"),
     "no demonstration": ("lift.hdf5", lambda file: [file.move(f"data/demo_{i}", f"{i}") for i in range(3)], "no demo"),
-    "another name": ("lift.hdf5", lambda file: file.move("data/demo_1", "data/take_1"), "'take_1' is not named demo_"),
-    "shaped": ("lift.hdf5", put("data/demo_0/rewards", lambda a: a + 0.3), "demo_0/rewards are not all 0 or 1"),
+    "another name": ("lift.hdf5", lambda file: file.move("data/demo_1", "data/take_1"), "'take_1'"),
+    "shaped": ("lift.hdf5", put("data/demo_0/rewards", lambda a: a + 0.3), "rewards are not all 0 or 1"),
     "dones of 2": ("lift.hdf5", put("data/demo_0/dones", lambda a: a * 2), "demo_0/dones are not all 0 or 1"),
     "scale of a demo": ("lift.hdf5", put("data/demo_0/actions", lambda a: a * 20), "outside [-1, 1]"),
-    "count": ("lift.hdf5", lambda file: file["data/demo_0"].attrs.update(num_samples=3), "demo_0 says it has 3 steps"),
-    "another time": ("lift.hdf5", shift, "next_obs are not the observations that follow"),
-    "scale": ("cube.npz", put("actions", lambda a: a * 5), "outside [-1, 1]"),
     "width": ("cube.npz", put("observations", lambda a: a[:, 1:]), "observations have shape (40, 27), not (40, 28)"),
     "terminals of 3": ("cube.npz", put("terminals", lambda a: a * 3.0), "terminals are not all 0 or 1"),
-    "no end": ("cube.npz", put("terminals", at(-1, 0)), "the last trajectory has no end"),
-    "empty trajectory": ("cube.npz", put("terminals", at(20, 1)), "a trajectory is empty"),
-    "empty first": ("cube.npz", put("terminals", at(0, 1)), "a trajectory is empty"),
+    "no end": ("cube.npz", put("terminals", at(-1, 0)), "terminals[-1] is not 1"),
+    "nothing": ("cube.npz", put("terminals", at(slice(None), 1)), "it holds no transition"),
     "objects": ("cube.npz", put("actions", lambda a: np.array([{}] * 40, dtype=object)), "Object arrays cannot be"),
-    "another world": ("cube.npz", put("qpos", lambda a: np.zeros((40, 35))), "qpos have 35 numbers, the simul"),
-    "own scale": ("own.npz", put("actions", lambda a: a * 3), "outside [-1, 1]"),
-    "own end": ("own.hdf5", put("terminals", lambda a: a * 0), "terminals[-1] is not 1: the last episode has no end"),
+    "another world": ("cube.npz", put("qpos", lambda a: np.zeros((40, 35))), "qpos have 35 numbers"),
+    "own end": ("own.hdf5", put("terminals", lambda a: a * 0), "terminals[-1] is not 1"),
     "half masks": ("own.npz", put("masks", lambda a: a * 0.5), "masks are not all 0 or 1"),
 }
 
@@ -174,27 +161,30 @@ def test_buttons_and_rounding(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- broken containers
-def test_another_task_s_file(generated):
-    assert "demo_0/obs/object have shape" in complaint(generated["lift"], envs.task("can"))
-    assert "observations have shape" in complaint(generated["cube-single-task2"], envs.task("cube-double-task2"))
-    assert "OSError" in complaint(generated["cube-single-task2"], LIFT)
-    assert "no 'observations'" in complaint(generated["lift"], CUBE)
+def test_a_file_of_another_task(generated):
+    lift, cube = generated["lift"], generated["cube-single-task2"]
+    assert "demo_0/obs/object have shape" in complaint(lift, envs.task("can"))
+    assert "observations have shape" in complaint(cube, envs.task("cube-double-task2"))
+    assert "OSError" in complaint(cube, LIFT) and "no 'observations'" in complaint(lift, CUBE)
 
 
 def test_truncated_and_garbage(generated, tmp_path):
     for key, task in (("lift", LIFT), ("cube-single-task2", CUBE)):
-        whole = generated[key].read_bytes()
-        for content in (b"", b"\x00" * 5000, whole[:100], whole[: len(whole) // 2], whole[:-10]):
+        body = generated[key].read_bytes()
+        for content in (b"", b"\x00" * 5000, body[:100], body[: len(body) // 2], body[:-10]):
             (tmp_path / "x").write_bytes(content)
             assert complaint(tmp_path / "x", task)
 
 
-def test_a_flipped_bit_in_an_npz_is_noticed(tmp_path):
-    path = write(play(), tmp_path / "x.npz")
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[1000] ^= 1
     path.write_bytes(content)
-    assert "Bad CRC" in complaint(path, CUBE)
+    return path
+
+
+def test_a_flipped_bit_in_an_npz_is_noticed(tmp_path):
+    assert "Bad CRC" in complaint(flip_a_bit(write(play(), tmp_path / "x.npz")), CUBE)
 
 
 def test_pickles_are_never_opened(tmp_path):
@@ -202,11 +192,8 @@ def test_pickles_are_never_opened(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "ran"),)
     np.savez(tmp_path / "x.npz", **play() | dict(actions=np.array([Evil()] * 40, dtype=object)))
-    with zipfile.ZipFile(tmp_path / "y.npz", "w") as archive:
-        archive.writestr("actions.npy", pickle.dumps(Evil()))
-    (tmp_path / "z.npz").write_bytes(pickle.dumps(Evil()))
-    for name in "xyz":
-        assert complaint(tmp_path / f"{name}.npz", CUBE)
+    (tmp_path / "y.npz").write_bytes(pickle.dumps(Evil()))
+    assert complaint(tmp_path / "x.npz", CUBE) and complaint(tmp_path / "y.npz", CUBE)
     assert not (tmp_path / "ran").exists()
 
 
@@ -217,23 +204,20 @@ def test_a_file_is_read_once_and_changes_are_noticed(tmp_path, monkeypatch):
     def trust():
         return files.trusted(path, record, read.append)
     entry = trust()
-    assert entry["sha256"] == files.sha256(path) and entry["bytes"] == path.stat().st_size and read == [path]
+    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and read == [path]
+    assert entry["bytes"] == path.stat().st_size and json.loads(record.read_text()) == entry
     with monkeypatch.context() as unchanged:
         unchanged.setattr(files, "sha256", lambda _: pytest.fail("computed again"))
         assert trust() == entry                                                # size and time are enough
     os.utime(path, (1, 1))                                                     # copied or touched: the same content
     assert trust()["mtime"] == 10**9 and trust()["sha256"] == entry["sha256"] and len(read) == 1
-    content = bytearray(path.read_bytes())
-    content[500] ^= 1
-    path.write_bytes(content)
+    flip_a_bit(path)
     with pytest.raises(ValueError, match=f"has changed since .* delete {record}"):
         trust()
-    record.unlink()
-    assert trust()["sha256"] != entry["sha256"] and len(read) == 2
     for broken in ("{broken", "[]", "3", "{}"):
         record.write_text(broken)
-        assert trust()["sha256"] == files.sha256(path)
-    assert len(read) == 6
+        assert trust()["sha256"] == files.sha256(path) != entry["sha256"]
+    assert len(read) == 5
 
 
 def test_load_says_when_a_file_has_changed(tmp_path):
@@ -242,7 +226,6 @@ def test_load_says_when_a_file_has_changed(tmp_path):
     _, source = data.load(config, lambda _: None)
     assert source["kind"] == "own-mine" and source["sha256"] == files.sha256(path)
     record, = (tmp_path / "data").glob("own/*.json")
-    assert json.loads(record.read_text())["bytes"] == path.stat().st_size
     write(play(rows=60), path)
     with pytest.raises(UserError, match=f"has changed since .*: if that was meant, delete {record}$"):
         data.load(config)

@@ -16,7 +16,7 @@ from config import UserError
 from conftest import ROOT
 from test_scripts import first, home, script  # noqa: F401
 from tools.pictures import film
-from tools.simulators.evaluator import ChunkEnv, Evaluator
+from tools.simulators.evaluator import Evaluator
 
 
 class Painted(toy.Toy):
@@ -29,9 +29,8 @@ class Painted(toy.Toy):
         return np.full((64, 64, 3), 128 + 100 * self.state[2], np.uint8)
 
 
-def painted(task="painted", chunk=None):
-    env = envs.OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, make=Painted))
-    return ChunkEnv(env, chunk) if chunk else env
+def painted(task="painted"):
+    return envs.OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, make=Painted))
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def policy():
 
 def test_episodes_are_the_evaluation_s_own(policy):
     filmed = [film.record(policy, painted(), episode) for episode in range(6)]
-    evaluator = Evaluator("painted", policy.chunk, 2, painted)
+    evaluator = Evaluator("painted", 2, painted)
     result = evaluator(policy.act, 6)
     evaluator.close()
     assert result["success"] == np.mean([f["success"] for f in filmed])
@@ -135,7 +134,7 @@ def test_real_renderers(task, tmp_path, monkeypatch):
     except UserError as error:
         pytest.skip(str(error))
     code = ("import sys; sys.path.insert(0, sys.argv[1])\nimport numpy as np, envs\nfrom tools.pictures import film\n"
-            "env = envs.make(sys.argv[2], **film.rendering(sys.argv[2])); obs, _ = env.reset(seed=0); one = env.render()\n"
+            "env = envs.make(sys.argv[2], **film.rendering(sys.argv[2])); env.reset(seed=0); one = env.render()\n"
             "for _ in range(8): env.step(np.ones(env.action_space.shape))\n"
             "print(one.shape, one.std() > 5, np.abs(env.render() - 1.0 * one).mean() > 0.1)")
     words = [film.sys.executable, "-c", code, str(ROOT), task]

@@ -79,20 +79,20 @@ def make_critic(arrays, chunk_dim):
     return fill(Critic(inputs - chunk_dim, chunk_dim, hidden, members), arrays)
 
 
-def make_dfp(z, prefix="", horizon=5, algorithm=DFP, actor="actor"):
+def make_dfp(z, prefix="", algorithm=DFP, actor="actor"):
     """A DFP, or a baseline, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
     actor, critic = named(z, prefix + actor), named(z, prefix + "critic")
     _, hidden, D, _ = sizes(actor, False)
-    cfg = named(z, "cfg").get
+    cfg, chunk = named(z, "cfg").get, next(z[key].shape[1] for key in z if key.endswith("batch/actions"))
     config = SimpleNamespace(
-        seed=0, chunk=cfg("horizon", horizon), hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
+        seed=0, chunk=chunk, hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
         q_aggregate="min" if cfg("q_agg_min", 0) else "mean", lr=cfg("lr", 3e-4), discount=cfg("discount", 0.99),
         target_rate=cfg("tau", 5e-3), ema_rate=cfg("ema_tau", 1e-4), num_generated=cfg("gen_per_label", 8),
         temperatures=tuple(cfg("temps", torch.tensor([0.1])).tolist()), best_of=16, bc_weight=cfg("alpha_target", 1.0),
         topk_weight=cfg("alpha_pos", 0.5), num_candidates=cfg("n_candidates", 16), top_k=cfg("top_k", 4),
         mask_bc=False, topk_offline=False, flow_steps=cfg("flow_steps", 10), distill_weight=cfg("alpha", 1.0),
         ivc_weight=cfg("ivc_lambda", 1.0), time_mean=cfg("lognorm_mu", -0.4), time_std=cfg("lognorm_sigma", 1.0))
-    algo = algorithm(sizes(critic, True)[0] - D, D // config.chunk, config)
+    algo = algorithm(sizes(critic, True)[0] - D, D // chunk, config)
     fill(algo.actor, actor)
     fill(algo.critic, critic)
     for net, name in ((algo.critic_target, "target_critic"), (algo.actor_old, "actor_ema")):
@@ -106,6 +106,13 @@ def chunk_batch(z, prefix=""):
     return {"observations": batch["observations"], "actions": batch["actions"], "valid": batch["valid"]} | (
         {"rewards": batch["rewards"][:, -1], "masks": batch["masks"][:, -1],
          "next_observations": batch["next_observations"][:, -1]} if "rewards" in batch else {})
+
+
+def noise_of(z, prefix=""):
+    """What is recorded of the noise of an update, as [B, n, D]: rows of [B] states, or of [B * n] samples."""
+    states, names = len(z[f"{prefix}batch/observations"]), dict(next="next", generated="gen", candidates="select")
+    rows = {ours: z.get(f"{prefix}noise_{theirs}") for ours, theirs in names.items()}
+    return {name: x.reshape(states, -1, x.shape[-1]) for name, x in rows.items() if x is not None}
 
 
 def gradients_match(net, arrays, tolerance):
@@ -199,7 +206,7 @@ def test_td_loss(golden):
     close(target, z["target_q"], 1e-5)
     q = algo.critic(batch["observations"], batch["actions"].flatten(1))
     close(td_loss(q, target, batch["valid"][:, -1]), z["critic_loss"], 2e-5)
-    loss, _ = algo.critic_loss(batch, {"next": noise})
+    loss, _ = algo.critic_loss(batch, noise_of(z))
     loss.backward()
     close(loss, z["critic_loss"], 2e-5)
     gradients_match(algo.critic, named(z, "grad/critic"), 1e-4)
@@ -209,10 +216,9 @@ def test_td_loss(golden):
 def test_actor_offline(golden):
     z = golden("actor_offline")
     z |= {f"critic/{k}": v for k, v in named(golden("critic_td"), "critic").items()}           # unused, but must exist
-    algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
+    algo = make_dfp(z)
     algo.config.bc_weight = z["cfg/alpha"]
-    noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
-    loss, info = algo.actor_loss(chunk_batch(z), {"generated": noise})
+    loss, info = algo.actor_loss(chunk_batch(z), noise_of(z))
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(info["bc_scale"], z["drift_scale"], 2e-4)
@@ -222,12 +228,9 @@ def test_actor_offline(golden):
 
 def test_actor_online(golden):
     z = golden("actor_online")
-    algo = make_dfp(z, horizon=z["batch/actions"].shape[1])
+    algo = make_dfp(z)
     algo.improving = True
-    batch, obs = chunk_batch(z), z["batch/observations"]
-    candidate_noise = z["noise_select"].unflatten(0, (-1, z["cfg/n_candidates"]))
-    noise = z["noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))
-
+    obs = z["batch/observations"]
     scores = algo.critic.value(obs, z["cand_actions"])
     close(scores, z["cand_q"], 1e-5)
     kept = scores.topk(z["cfg/top_k"], dim=1).indices
@@ -235,7 +238,7 @@ def test_actor_online(golden):
     # Ascending in the recording, best first here: the drift does not care about the order.
     close(top_k_actions(z["cand_actions"], scores, z["cfg/top_k"]).flip(1), z["pos"], 1e-6)
 
-    loss, info = algo.actor_loss(batch, {"generated": noise, "candidates": candidate_noise})
+    loss, info = algo.actor_loss(chunk_batch(z), noise_of(z))
     loss.backward()
     close(loss, z["actor_loss"], 2e-4)
     close(algo.config.topk_weight * info["topk_loss"], z["weighted_loss_pos"], 2e-4)
@@ -253,11 +256,7 @@ def test_actor_online(golden):
 
 # ----------------------------------------------------------------------------------------------------- whole updates
 def update(algo, z, prefix=""):
-    batch = chunk_batch(z, prefix)
-    noise = {"next": z[f"{prefix}noise_next"],
-             "candidates": z[f"{prefix}noise_select"].unflatten(0, (-1, z["cfg/n_candidates"])),
-             "generated": z[f"{prefix}noise_gen"].unflatten(0, (-1, z["cfg/gen_per_label"]))}
-    info = algo.update(batch, noise)
+    info = algo.update(chunk_batch(z, prefix), noise_of(z, prefix))
     close(info["critic_loss"], z[f"{prefix}critic_loss"], 2e-4)
     close(info["actor_loss"], z[f"{prefix}actor_loss"], 2e-4)
     for side, ours in (("pos", "topk"), ("target", "bc")):
@@ -318,7 +317,7 @@ def test_chunk_sampling(golden, group):
 def test_flow(golden):
     """FQL, and BFN within it: flow loss, Euler's teacher, the student's two terms, both gradients, best of N."""
     z = named(golden("flow_meanflow"), "acfql")
-    algo = make_dfp(z, horizon=z["batch/actions"].shape[1], algorithm=FQL, actor="bc_flow")
+    algo = make_dfp(z, algorithm=FQL, actor="bc_flow")
     fill(SimpleNamespace(mlp=algo.actor.student.mlp), named(z, "onestep"))
     algo.config.mask_bc = True                                          # recorded with the mask
     batch, noise = chunk_batch(z), {"path": z["x0"], "time": z["t"], "student": z["noise_onestep"]}
@@ -349,7 +348,7 @@ def mvp(golden):
     offline, online = (torch.stack([z[f"{stage}/z_t"], z[f"{stage}/z_r"]], -1) for stage in ("offline", "online"))
     # Online rows are, for each state, K positives, worst first (ours: best first), and then the data's chunk.
     eps, times = (rows.unflatten(0, (-1, k + 1)) for rows in (z["online/eps"], online))
-    return (z, make_dfp(z, horizon=z["batch/actions"].shape[1], algorithm=MVPTopK),
+    return (z, make_dfp(z, algorithm=MVPTopK),
             {"path": z["offline/eps"][:, None], "times": offline[:, None]},
             {"path": eps[:, k:], "topk_path": eps[:, :k].flip(1), "times": times[:, k:],
              "topk_times": times[:, :k].flip(1), "candidates": z["online/noise_select"].unflatten(0, (-1, n))})

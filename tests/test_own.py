@@ -1,5 +1,4 @@
-"""The task of tools/own_task.md, as it stands there, and what registering refuses."""
-import csv
+"""The task of docs/own_task.md, as it stands there, and what registering refuses."""
 import os
 import re
 import subprocess
@@ -13,13 +12,14 @@ import envs
 import train_online
 from config import TASKS, UserError, build
 from conftest import ROOT
+from tools.training.tables import read_rows
 
 
 def test_the_task_of_the_page_trains(tmp_path):
-    section = (ROOT / "tools/own_task.md").read_text()
-    make_data, train = re.findall(r"```python\n(.*?)```", section, re.S)
+    make_data, train = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_task.md").read_text(), re.S)
     assert len([line for line in train.splitlines() if line.strip()]) <= 17
-    small = train.replace("offline_steps=1500, online_steps=1000", "offline_steps=30, online_steps=40, warmup=10, eval_episodes=2, workers=1")
+    small = train.replace("offline_steps=1500, online_steps=1000",
+                          "offline_steps=30, online_steps=40, warmup=10, eval_episodes=2, workers=1")
     assert small != train
     (tmp_path / "reach.py").write_text(small)
     (tmp_path / "make_data.py").write_text(make_data)
@@ -27,9 +27,8 @@ def test_the_task_of_the_page_trains(tmp_path):
         result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                                 env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert result.returncode == 0, result.stderr
-    run, = tmp_path.glob("runs/reach/dfp/own-reach/*/seed0")
-    with open(run / "eval.csv", newline="") as file:
-        assert [row["step"] for row in csv.DictReader(file)] == ["0", "30", "70"]
+    folder, = tmp_path.glob("runs/reach/dfp/own-reach/*/seed0")
+    assert [row["step"] for row in read_rows(folder / "eval.csv")] == ["0", "30", "70"]
     assert "100 of them reach the goal" in result.stdout
 
 
@@ -55,7 +54,7 @@ def test_a_registered_task_behaves_like_the_others(registered):
     assert env.reset(seed=1)[0].dtype == np.float32
     assert [type(x) for x in env.step(np.array([-5.0, 0]))[1:4]] == [float, bool, bool]
     obs, reward, terminated, truncated, info = env.step(np.array([-5.0, 0]))
-    assert (reward, terminated, truncated, info["success"]) == (1.0, False, True, False)               # the horizon truncates
+    assert (reward, terminated, truncated, info["success"]) == (1.0, False, True, False)       # the horizon truncates
     env.reset()
     assert env.step(np.array([5.0, 0]))[2:] == (True, False, {"success": True})
     assert build(dict(task="blank")).task == "blank" and build(dict(task="blank", preset="quick")).hidden == 128
@@ -65,16 +64,11 @@ def test_a_registered_task_behaves_like_the_others(registered):
         train_online.train(task="blank", data="missing.npz")
 
 
-def test_what_cannot_be_a_task():
-    class Picture(Blank):
-        observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3))
-
-    class Buttons(Blank):
-        action_space = gymnasium.spaces.Discrete(3)
-
-    class Metres(Blank):
-        action_space = gymnasium.spaces.Box(-0.1, 0.1, (2,))
-    for kind, says in ((Picture, "flat vectors"), (Buttons, "flat vectors"), (Metres, "RescaleAction")):
-        with pytest.raises(UserError, match=says):
-            envs.register("other", kind, horizon=5)
+@pytest.mark.parametrize("spaces, says", [
+    (dict(observation_space=gymnasium.spaces.Box(0, 255, (8, 8, 3))), "flat vectors"),
+    (dict(action_space=gymnasium.spaces.Discrete(3)), "flat vectors"),
+    (dict(action_space=gymnasium.spaces.Box(-0.1, 0.1, (2,))), "RescaleAction")])
+def test_what_cannot_be_a_task(spaces, says):
+    with pytest.raises(UserError, match=says):
+        envs.register("other", type("Other", (Blank,), spaces), horizon=5)
     assert "other" not in envs.TABLE

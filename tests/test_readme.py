@@ -1,4 +1,5 @@
-"""The command blocks of README.md, results/quick and results/ablations, run as they are printed, by bash, in a copy of the project: with fewer steps, and less of all."""
+"""The command blocks of README.md, results/quick and results/ablations, run as they are printed, by bash, in a copy of
+the project: with fewer steps, and less of all."""
 import os
 import re
 import shutil
@@ -40,8 +41,6 @@ elif what == "tools.demos":
 elif what == "tools.benchmark":
     less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1 --workers 1")
     words.extend(["--modes", "plain auto"])
-elif what == "tools.benchmark_data":
-    less("--rows 2000 --batches 2")
 elif what == "tests/soak.py":
     words[1:] = ["0.2"]
 with open("said", "a") as file:

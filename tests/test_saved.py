@@ -1,7 +1,6 @@
 """Saved files cannot hurt: what is damaged, or belongs to another run, is refused in one line or replaced by what was
 saved before, and a refusal changes nothing. Full disks lose nothing.
 """
-import functools
 import json
 import os
 import pkgutil
@@ -27,7 +26,6 @@ from tools.training.tables import EVAL_COLUMNS, append_row, cut_rows_after, read
 CONFIG = dict(task="lift", preset="quick", hidden=8, layers=2, batch_size=4, offline_steps=3, online_steps=50, warmup=1,
               resume=True, compile=False)
 OBS, ACTION = 19, 7
-EVALUATION = dict(zip(EVAL_COLUMNS, (3, "offline", 0.5, 2, 7.5, -7.5, 1.25)))
 
 
 def made(folder, data="0" * 64, **knobs) -> run.Run:
@@ -55,7 +53,7 @@ def whole(tmp_path_factory):
     one, actions = made(tmp_path_factory.mktemp("run")), [torch.ones(ACTION)] * 2
     write_config(one)
     go_on(one, 3)
-    append_row(one.folder / "eval.csv", EVALUATION)
+    append_row(one.folder / "eval.csv", dict(zip(EVAL_COLUMNS, (3, "offline", 0.5, 2, 7.5, -7.5, 1.25))))
     saving.save_offline(one)
     one.start_online()
     one.stage, one.world = "online", dict(episode=2, obs=torch.ones(OBS), played=actions, left=actions)
@@ -122,12 +120,12 @@ def damaged(body: bytes):
 
 
 def rewrite(path, place: str, value) -> None:
-    """One entry of a checkpoint anew, with a fresh checksum."""
+    """One entry of a checkpoint anew, with a fresh checksum. A float fills the tensor that is there."""
     state = parent = run.read_state(path)
     *above, key = [int(key) if key.isdigit() else key for key in place.split()]
     for step in above:
         parent = parent[step]
-    parent[key] = value
+    parent[key] = torch.full_like(parent[key], value) if isinstance(value, float) else value
     path.unlink()
     run.save_state(path, state)
 
@@ -156,18 +154,15 @@ def test_another_run_does_not_go_on_from_a_checkpoint(folder, changes, says):
     assert says in resumed(folder, **changes)
 
 
-NAN, INF = torch.full((8, 54), float("nan")), torch.full((8, 54), float("inf"))
-
-
 @pytest.mark.parametrize("place, value, says", [
     ("algorithm", {}, "does not fit the networks that its config.json describes"),
     ("algorithm critic", {}, "Missing key(s) in state_dict"),
     ("algorithm actor mlp.linears.0.bias", torch.zeros(9), "size mismatch for mlp.linears.0.bias"),
-    ("algorithm actor mlp.linears.0.weight", NAN, "not finite, in actor.mlp.linears.0.weight"),
-    ("algorithm optimizer state 0 exp_avg_sq", INF, "not finite, in optimizer.state.0.exp_avg_sq"),
+    ("algorithm actor mlp.linears.0.weight", float("nan"), "actor.mlp.linears.0.weight is not finite"),
+    ("algorithm optimizer state 0 exp_avg_sq", float("inf"), "optimizer.state.0.exp_avg_sq is not finite"),
     ("algorithm optimizer state 0 exp_avg", torch.zeros(3), "Adam's moments are of another size"),
-    ("acting", torch.zeros(3, dtype=torch.uint8), "is whole, but no checkpoint of this version"),
-    ("online", {}, "is whole, but no checkpoint of this version"),
+    ("acting", torch.zeros(3, dtype=torch.uint8), "is no checkpoint of this version"),
+    ("online", {}, "is no checkpoint of this version"),
     ("online rows", 4, "does not hold the 4 transitions"), ("online crc", 1, "does not hold the 5 transitions")])
 def test_whole_checkpoints_with_wrong_content(folder, place, value, says):
     policy = loaded(folder)
@@ -190,16 +185,18 @@ def test_checkpoints_of_another_format_and_such_as_run_code(folder):
 
 def test_a_broken_newest_checkpoint_is_set_aside(folder, capsys):
     """The next save keeps the good one of before, and not the broken one in its place."""
-    path, good = folder / "checkpoint.pt", (folder / "checkpoint.pt").read_bytes()
-    (folder / "checkpoint.pt.previous").write_bytes(good)
-    path.write_bytes(good[:-1000])
-    assert run.load(folder).step == 8 and path.read_bytes() == good[:-1000]    # only the run itself moves its files
-    one = made(folder)
+    path, good, one = folder / "checkpoint.pt", (folder / "checkpoint.pt").read_bytes(), made(folder)
     saving.restore(one)
-    assert one.step == 8 and "going on from the one before it, at step 8" in capsys.readouterr().out
     go_on(one, 1)
     saving.save(one)
-    assert (folder / "checkpoint.pt.broken").read_bytes() == good[:-1000]
+    path.write_bytes(path.read_bytes()[:-1000])
+    broken, again = path.read_bytes(), made(folder)
+    assert run.load(folder).step == 8 and path.read_bytes() == broken          # only the run itself moves its files
+    saving.restore(again)
+    assert again.step == 8 and "going on from the one before it, at step 8" in capsys.readouterr().out
+    go_on(again, 1)
+    saving.save(again)
+    assert (folder / "checkpoint.pt.broken").read_bytes() == broken
     assert (folder / "checkpoint.pt.previous").read_bytes() == good and resumed(folder) == state_of(one)
 
 
@@ -241,7 +238,8 @@ def test_an_infinite_average_of_adam_is_not_saved(folder):
     assert contents(folder) == before
 
 
-def test_evaluate_refuses_in_one_line(folder, tmp_path):
+def test_evaluate_refuses_in_one_line(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("evaluate.Evaluator", lambda *_: pytest.fail("evaluated first"))
     (folder / "evaluate.csv").write_text("success,step\n1,8\n")
     assert "cannot be read" in script("evaluate.py", tmp_path, None, f"{folder}", task=None, code=2)
     assert (folder / "evaluate.csv").read_text() == "success,step\n1,8\n"
@@ -260,7 +258,8 @@ def test_damaged_records_are_refused(folder):
         record["config"][name] = value
         path.write_text(json.dumps(record))
         assert f"{path}: " in loaded(folder) and name in loaded(folder)
-    for content in ("[]", "null", '{"config": 3, "data": {}}', good.replace('"sha256"', '"x"'), good + "\udcff"):
+    other_data = good.replace('"sha256": "', '"sha256": 1, "": "')
+    for content in ("[]", '{"config": 3, "data": {}}', other_data, good + "\udcff"):
         path.write_bytes(content.encode(errors="surrogateescape"))
         assert "not a run's folder: its config.json cannot be read" in loaded(folder)
 
@@ -268,7 +267,7 @@ def test_damaged_records_are_refused(folder):
 # ---------------------------------------------------------------------------------------------- tables
 @pytest.mark.parametrize("old, new", [
     ("step", "steps"), ("step,stage", "stage,step"), ("success", "succes"), ("\n3,", "\nx,"), ("\n3,", "\n4.5,"),
-    ("\n3,", "\n,"), ("0.5", "word"), ("0.5", ""), ("0.5", "0.5,1"), ("0.5,", ""), ("0.5", '"0.5'), (",", ";"),
+    ("\n3,", "\n,"), ("0.5", "word"), ("0.5", ""), ("0.5", "0.5,1"), ("0.5,", ""), ("0.5", '"0"5'), (",", ";"),
     ("step", "\ufeffstep"), ("line,0", "line\r\n3,offline,0"), ("offline", "\udcff")])
 def test_what_is_no_table_is_refused(folder, old, new):
     path = folder / "eval.csv"
@@ -346,7 +345,7 @@ def test_run_on_a_full_disk_stops_and_goes_on(where, nth, train, small_disk, mon
 def test_generated_data_on_a_full_disk(small_disk):
     """Finished episodes stay, a set is whole or absent, and with space it is made from them."""
     disk, fill = small_disk
-    episode, part, path = dict(a=np.random.default_rng(0).normal(size=10**5)), disk / "play-0.npz", disk / "set.npz"
+    episode, path = dict(a=np.random.default_rng(0).normal(size=10**5)), disk / "set.npz"
 
     def hdf5(temporary):
         with h5py.File(temporary, "w") as file:
@@ -354,8 +353,8 @@ def test_generated_data_on_a_full_disk(small_disk):
 
     def npz(temporary):
         generate.write_ogbench(temporary, [episode])
-    jobs = [functools.partial(generate._attempt, lambda index: episode, part, 0),
-            *(functools.partial(generate._assemble, path, write, asked=1) for write in (hdf5, npz))]
+    jobs = [lambda: generate._attempt(lambda index: episode, disk / "play-0.npz", 0),
+            lambda: generate._assemble(path, hdf5), lambda: generate._assemble(path, npz)]
     for job in jobs:
         for free in (0, 200_000):
             fill(free)

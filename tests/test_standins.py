@@ -55,7 +55,7 @@ def test_large_sets_come_in_several_files(tmp_path, monkeypatch):
     record, origin = json.loads(files.record_of(paths[1]).read_text()), dict(
         first=each, asked=1000, goal_share=0.2, generator=generate.VERSION, attempts={"play": 1, "goal": 1})
     assert {name: record[name] for name in origin} == origin
-    assert 100 * each < 500_000_000                            # seeds of goals begin there: a hundred files never meet them
+    assert 100 * each < 500_000_000                            # where the seeds of aimed episodes begin
     assert generate.generate(CUBE, 2500, tmp_path, 0.2, shard=1000) == paths and len(asked) == 6
 
 
@@ -65,7 +65,7 @@ def test_large_sets_come_in_several_files(tmp_path, monkeypatch):
 def test_play_of_every_environment(name, tmp_path):
     """An official reader takes it, its states are observed again, and two at least of three episodes aimed at the goal
     get there."""
-    from tools.official.check import replay_ogbench
+    from tools.report.dataset import replay_ogbench
     from tools.standins.play import goal_episode, play_episode
     task = envs.task(name)
     generate.write_ogbench(tmp_path / "play.npz", [play_episode(task.source, seed, 201) for seed in (0, 1)])

@@ -14,12 +14,9 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-from torch.utils import _pytree as pytree
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import envs  # noqa: E402
-from run import read_state  # noqa: E402
-from tools.training.tables import read_rows  # noqa: E402
 
 
 class Toy(gymnasium.Env):
@@ -103,11 +100,14 @@ def ring(monkeypatch, owner, name: str, nth: int) -> None:
 
 
 def leaves(state) -> dict:
+    from torch.utils import _pytree as pytree
     return {pytree.keystr(where): np.asarray(leaf).tobytes() for where, leaf in pytree.tree_leaves_with_path(state)}
 
 
 def assert_same_runs(one: Path, two: Path) -> None:
     """Bit for bit: tables, transitions, and all of a state but for the knobs, which say where the folder lies."""
+    from run import read_state                                   # late: a simulator's process does without torch
+    from tools.training.tables import read_rows
     for name in ("train.csv", "eval.csv"):
         a, b = ([row | {"seconds": ""} for row in read_rows(folder / name)] for folder in (one, two))
         assert a == b, name

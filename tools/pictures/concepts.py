@@ -222,37 +222,33 @@ def critic(steps=3000, length=8, chunk=3, discount=0.95) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- topk.py
-def topk(steps=600, draws=20) -> None:
-    """What selection does: once, in two dimensions; again and again, in one, beside the exact improved policies; and
-    how fast Proposition 1's limit comes."""
-    torch.manual_seed(2)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
-    one_step(left)
-    improvement(middle, steps)
-    convergence(right, draws)
-    save(figure, "topk.png")
-
-
 def landscape(a):
     """A value over two-dimensional actions: a ridge with a best place on it."""
     hill = 1.5 * torch.exp(-((a[..., 0] - 0.7) ** 2 + (a[..., 1] - 0.4) ** 2) / 0.25)
     return hill - 0.6 * (a[..., 1] - 0.6 * a[..., 0]) ** 2
 
 
-def one_step(ax):
+def topk(steps=600, draws=20) -> None:
+    """What selection does: once, in two dimensions; again and again, in one, beside the exact improved policies; and
+    how fast Proposition 1's limit comes."""
+    torch.manual_seed(2)
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
     line = torch.linspace(-1.6, 1.6, 81)
     height = landscape(torch.cartesian_prod(line, line)).reshape(81, 81)
-    ax.contourf(line, line, height.T, 18, cmap="Greys_r", alpha=0.5)
+    left.contourf(line, line, height.T, 18, cmap="Greys_r", alpha=0.5)
     candidates = 0.55 * torch.randn(1, 16, 2) - torch.tensor([0.1, 0.1])
     best = top_k_actions(candidates, landscape(candidates), 4)[0]
     generated = 0.45 * torch.randn(10, 2) - torch.tensor([0.25, 0.2])
     field = drift_field(generated, best, generated, bandwidth=0.5)
-    ax.scatter(*candidates[0].T, s=26, color="w", edgecolor="0.3", label=r"N = 16 candidates of $\pi_{old}$")
-    ax.scatter(*best.T, s=30, color=ORANGE, edgecolor="k", lw=0.5, label="the K = 4 best by Q: positives")
-    ax.scatter(*generated.T, s=26, color=BLUE, label=r"samples of $\pi_\theta$, and the drift V")
-    ax.quiver(*generated.T, *field.T, color=BLUE, angles="xy", scale_units="xy", scale=1.6, width=0.006)
-    square(ax, title="one step of L_topK over a landscape of Q")
-    ax.legend(fontsize=8, loc="lower left")
+    left.scatter(*candidates[0].T, s=26, color="w", edgecolor="0.3", label=r"N = 16 candidates of $\pi_{old}$")
+    left.scatter(*best.T, s=30, color=ORANGE, edgecolor="k", lw=0.5, label="the K = 4 best by Q: positives")
+    left.scatter(*generated.T, s=26, color=BLUE, label=r"samples of $\pi_\theta$, and the drift V")
+    left.quiver(*generated.T, *field.T, color=BLUE, angles="xy", scale_units="xy", scale=1.6, width=0.006)
+    square(left, title="one step of L_topK over a landscape of Q")
+    left.legend(fontsize=8, loc="lower left")
+    improvement(middle, steps)
+    convergence(right, draws)
+    save(figure, "topk.png")
 
 
 def improvement(ax, steps, kl_temp=0.5):

@@ -45,24 +45,19 @@ def record(policy, env, episode: int, best_of: int | None = None) -> dict:
     """Episode number `episode` of an evaluation, as it is there: its frames [n][H, W, 3], steps [n], Q [n], success."""
     obs, _ = env.reset(seed=envs.EVAL_SEED + episode)
     generator = torch.Generator().manual_seed(envs.EVAL_SEED + episode)
-    frames, steps, values, step, over = [], [], [], 0, False
-
-    def take():
-        frames.append(env.render())
-        steps.append(step)
-        values.append(q)
+    shots, step, over = [], 0, False
     while not over:
         chunk = policy.act(obs[None], [generator], best_of)                                         # [1, H, A]
         with torch.no_grad():
             q = policy.critic.value(torch.as_tensor(obs[None]).to(chunk), chunk.flatten(1)).item()
         for action in chunk[0].cpu().numpy():
             if step % EVERY == 0:
-                take()
+                shots.append((env.render(), step, q))
             obs, _, terminated, truncated, info = env.step(action)
             step, over = step + 1, terminated or truncated
             if over:
                 break
-    take()
+    frames, steps, values = map(list, zip(*shots, (env.render(), step, q)))
     return dict(frames=frames, steps=steps, values=values, success=bool(info["success"]))
 
 

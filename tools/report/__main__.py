@@ -7,8 +7,7 @@ Writes into --out:
     runs.csv                            every evaluation of every run; enough to make all the others (results.py)
     table.md                            a line for each task, method, setting, data and budget, each seed's number in it
     curves.png, curves.csv              Figure 1's layout, the paper's curves dashed (curves.py)
-    report.md, tables.csv, tables.png   the layouts of Tables 1, 2, 3, 4 and 7, and an aggregate over tasks (tables.py),
-    aggregate.csv                       which has its own file too
+    report.md, tables.csv, aggregate.csv     the paper's tables' layouts, and an aggregate over tasks (tables.py)
 """
 from pathlib import Path
 
@@ -16,33 +15,25 @@ import numpy as np
 
 from config import UserError
 from tools.report import curves, results, tables
-from tools.report.results import stages, trained
 from tools.training import command_line
-
-HEADER = "| task | method | setting | data | seeds | offline | online | raw policy (best of 1) |\n" + "|---" * 8 + "|\n"
 
 
 def table(found) -> str:
     """Markdown: success in % at the end of each stage, mean (each seed), and of the raw policy at the end."""
-    text = HEADER
+    lines = ["| task | method | setting | data | seeds | offline | online | raw policy (best of 1) |", "|---" * 8 + "|"]
     for key, seeds in found.items():
-        offline, online = stages(key, seeds)
+        offline, online = results.stages(key, seeds)
+        raw = {seed: 100 * row["success"] for seed, series in seeds.items() for row in series           # the newest's
+               if not results.trained(row) and row["best_of"] == 1 and row["step"] == key.end}
         if offline or online:
-            count, raw = max(len(offline), len(online)), raw_policy(key, seeds)
-            text += (f"| {key.task} | {key.method} | {key.setting}, {key.steps} | {key.data} | {count} "
-                     f"| {shown(offline)} | {shown(online)} | {shown(raw)} |\n")
-    return text
-
-
-def raw_policy(key, seeds) -> list[float]:
-    """Success in % at the very end without best of N', of the seeds that have it; the newest if there are several."""
-    newest = {seed: 100 * row["success"] for seed, series in seeds.items() for row in series
-              if not trained(row) and row["best_of"] == 1 and row["step"] == key.end}
-    return list(newest.values())
+            lines.append(f"| {key.task} | {key.method} | {key.setting}, {key.offline:,} + {key.online:,} steps "
+                         f"| {key.data} | {max(len(offline), len(online))} "
+                         f"| {shown(offline)} | {shown(online)} | {shown(raw.values())} |")
+    return "\n".join([*lines, ""])
 
 
 def shown(values) -> str:
-    return f"{np.mean(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})" if values else "–"
+    return f"{np.mean([*values]):.0f} ({', '.join(f'{value:.0f}' for value in values)})" if values else "–"
 
 
 def main(words=None) -> None:
@@ -51,23 +42,21 @@ def main(words=None) -> None:
     parser.add_argument("runs", nargs="+", help="run folders, folders that hold some, runs.csv files written before")
     parser.add_argument("--out", default="results", help="folder to write to")
     args = parser.parse_args(words)
-    missing = [name for name in args.runs if not Path(name).exists()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist; name run folders, folders that hold some, or a runs.csv")
-    files = [name for name in args.runs if name.endswith(".csv")]
-    rows, silent = results.collect(name for name in args.runs if name not in files)
-    rows += [results.evaluation(row, name) for name in files for row in results.read_csv(name)]
-    if not any(map(trained, rows)):
-        begun = silent and f"{len(silent)} have begun ({silent[0]}), none has been evaluated yet"
-        raise UserError(f"no evaluated runs in {' '.join(args.runs)}: {begun or 'train_online.py makes some'}")
-    found = results.groups(rows)
-    left = results.unfinished(found) + [f"{folder}: not evaluated yet" for folder in silent]
-    out = Path(args.out)
+    rows = results.collect(args.runs)
+    if not any(map(results.trained, rows)):
+        raise UserError(f"no evaluated runs in {' '.join(args.runs)}: train_online.py makes some")
+    found, out = results.groups(rows), Path(args.out)
+    left = results.unfinished(found)
     out.mkdir(parents=True, exist_ok=True)
     results.write_csv(out / "runs.csv", rows, results.COLUMNS)
     (out / "table.md").write_text(table(found))
-    curves.write(found, out)
-    tables.write(found, left, out)
+    points, cells = curves.curve_points(found), tables.cells(found)
+    aggregates = tables.aggregate(cells)
+    results.write_csv(out / "curves.csv", points)
+    curves.draw(points, out / "curves.png")
+    results.write_csv(out / "tables.csv", cells, tables.COLUMNS)
+    results.write_csv(out / "aggregate.csv", aggregates, tables.AGGREGATE_COLUMNS)
+    (out / "report.md").write_text(tables.markdown(cells, aggregates, left))
     print(table(found), *(f"unfinished: {line}" for line in left), sep="\n")
 
 

@@ -7,16 +7,16 @@ import numpy as np
 from scipy import stats
 
 import config
-from tools.report.results import PAPER, grouped, read_csv, short, trained, write_csv
+from tools.report.results import PAPER, grouped, read_csv, short, trained
 
 CAPTION = ("share of each stage (grey: offline, white: online). Solid: here, the mean; band: 95 % over three seeds or "
-           "more; thin: each of two.\nDashed: the paper's, official data, 1M + 1M steps")
+           "more.\nDashed: the paper's, official data, 1M + 1M steps")
 
 
-def interval(values) -> tuple[float, float] | None:
-    """95 % for the mean over seeds (Student's t: two say little, as they should), within 0 and 100; None for one."""
+def interval(values) -> tuple:
+    """95 % for the mean over seeds (Student's t: two say little, as they should), within 0 and 100; "" for one seed."""
     if len(values) < 2:
-        return None
+        return "", ""
     half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
     return max(0.0, np.mean(values) - half), min(100.0, np.mean(values) + half)
 
@@ -36,7 +36,7 @@ def curve_points(found) -> list[dict]:
         whole = [by_step for by_step in success if last in by_step]
         for step in sorted(set.intersection(*map(set, whole))) if whole else ():
             values = [by_step[step] for by_step in whole]
-            low, high = interval(values) or ("", "")
+            low, high = interval(values)
             rows.append(key._asdict() | dict(
                 source="here", seeds=len(values), step=step, share=share(step, key.offline, key.online),
                 mean=np.mean(values), low=low, high=high, each=" ".join(f"{v:g}" for v in values)))
@@ -51,54 +51,37 @@ def curve_points(found) -> list[dict]:
     return rows
 
 
-# ------------------------------------------------------------------------------------------------------- the picture
 def draw(points: list[dict], path) -> None:
     """A panel for each task, data, setting and budget: never two of them in one."""
     from matplotlib.figure import Figure
-    ours = [point for point in points if point["source"] == "here"]
-    panels = grouped(ours, "task", "data", "setting", "offline", "online")
+    panels = grouped([p for p in points if p["source"] == "here"], "task", "data", "setting", "offline", "online")
     rows = -(-len(panels) // 4)                                  # of at most four panels, about as many in each
     columns = -(-len(panels) // rows)
     figure = Figure(figsize=(max(3.6 * columns, 5.4), 3.6 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    for axes, (condition, here) in zip(grid.flat, panels.items()):
-        paper = [point for point in points if point["source"] != "here" and point["task"] == condition[0]]
+    for place, (condition, here) in enumerate(panels.items(), 1):
+        paper = [point for point in points if point["source"] != "here" and point["task"] == condition[0]
+                 and not condition[2].startswith("offline-rl")]          # Figure 1 has no pure offline RL
+        axes = figure.add_subplot(rows, columns, place, ylim=(-3, 103), ylabel="success %")
         draw_panel(axes, *condition, grouped(here, "method"), grouped(paper, "method"))
-    for axes in grid.flat[len(panels):]:
-        axes.remove()
-    grid[0][0].set_ylabel("success %")
     figure.supxlabel(CAPTION, fontsize=7)
     figure.savefig(path, dpi=110)
 
 
 def draw_panel(axes, task, data, setting, offline, online, here: dict, paper: dict) -> None:
     """here, paper: {(method,): points}. Ours solid, the paper's dashed, on offline grey and online white."""
-    comparable = not setting.startswith("offline-rl")            # Figure 1 has no pure offline RL
     for (method,), curve in here.items():
         color, seeds = f"C{list(config.METHODS).index(method)}", curve[0]["seeds"]
         x, mean, low, high = ([point[name] for point in curve] for name in ("share", "mean", "low", "high"))
         axes.plot(x, mean, "o-", color=color, ms=3, label=f"{method}, {seeds} seed{'s' * (seeds > 1)}")
         if seeds > 2:
             axes.fill_between(x, low, high, color=color, alpha=0.12, lw=0)
-        if seeds == 2 and len(here) < 4:                         # (their interval would hide the panel)
-            each = [[float(value) for value in point["each"].split()] for point in curve]
-            axes.plot(x, each, color=color, lw=0.6, alpha=0.5)
-        if comparable:
-            x, mean = ([point[name] for point in paper.get((method,), ())] for name in ("share", "mean"))
-            axes.plot(x, mean, "--", color=color, lw=1, alpha=0.6)
+        theirs = paper.get((method,), ())
+        axes.plot([point["share"] for point in theirs], [point["mean"] for point in theirs], "--", color=color, lw=1)
     axes.axvspan(0, 1, color="0.92", lw=0, zorder=0)
-    stages = 2 if online else 1
-    paper_ends = ("", "\n(paper 1M)", "\n(paper 2M)") if comparable else ("", "", "")
+    paper_ends = ("", "\n(paper 1M)", "\n(paper 2M)") if paper else ("", "", "")
     ends = [short(steps) + theirs for steps, theirs in zip((0, offline, offline + online), paper_ends)]
-    axes.set_xticks(range(stages + 1), ends[: stages + 1])
+    stages = 2 if online else 1
+    axes.set(xlim=(0, stages), xticks=range(stages + 1), xticklabels=ends[: stages + 1])
     axes.set_title(f"{task}\n{setting}, {data} data, {short(offline)} + {short(online)}", fontsize=8)
-    axes.set(ylim=(-3, 103), xlim=(0, stages))
     axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
     axes.grid(alpha=0.3)
-
-
-def write(found, out) -> None:
-    """curves.csv and curves.png into the folder `out`."""
-    points = curve_points(found)
-    write_csv(out / "curves.csv", points)
-    draw(points, out / "curves.png")

@@ -26,8 +26,7 @@ MOST_LOST = 5          # simulators in one run; then something is wrong with the
 
 
 class Collector:
-    """task: whose environment; run_seed: of the run, from which every episode gets a seed of its own. state: what
-    state_dict() gave, to go on in the middle of an episode."""
+    """run_seed: the run's, from which every episode gets its own. state: what state_dict() gave, to go on there."""
 
     def __init__(self, task: str | envs.Task, run_seed: int, state: dict | None = None):
         state = state or {"episode": 0, "obs": None, "played": [], "left": []}
@@ -87,8 +86,7 @@ class Collector:
         return envs.training_seed(self.run_seed, self.episode)
 
     def receive(self) -> tuple | None:
-        """The simulator's next answer, from another simulator where that one is lost; None where no other can give
-        it."""
+        """The simulator's next answer, or another's where it is lost. None where no other comes to the same state."""
         while True:
             try:
                 if self.simulator is None and not self.bring_back():
@@ -105,8 +103,7 @@ class Collector:
                 tqdm.write(f"the simulator was lost ({error}) and is replaced ({self.lost} of at most {MOST_LOST})")
 
     def bring_back(self) -> bool:
-        """A fresh simulator, led to the present state, with what is left of the chunk sent off -> whether it came
-        there."""
+        """A fresh simulator, led to the present state and sent what is left of the chunk -> whether it came there."""
         self.simulator = Simulators(self.make, 1)
         self.simulator.send(0, "reset", self.seed)
         if self.now is None:

@@ -37,22 +37,19 @@ class SimulatorLost(Exception):
     """A simulator's process has died, hangs, or raised."""
 
 
-PATIENCE = 120              # seconds until a simulator counts as hung
-START_PATIENCE = 300        # ... until its first answer: it imports and builds first, perhaps beside many others
+PATIENCE = 300              # seconds until a simulator counts as hung; it may be building, beside many others
 
 
 class Simulators:
-    """`count` environments, make() each, in processes of their own: spawned, which is safe on macOS and beside torch's
-    threads.
+    """`count` environments, make() each, in processes of their own. They are spawned: safe beside torch's threads.
 
     send() neither waits nor fails: whatever goes wrong in a process, its start included, is met in receive().
-    (gymnasium's AsyncVectorEnv builds one environment in the main process too, and waits without end for processes
-    that start.) SimulatorLost where none can be started.
+    SimulatorLost where none can be started. (gymnasium's AsyncVectorEnv waits without end for processes that start.)
     """
 
     def __init__(self, make, count: int):
         context = multiprocessing.get_context("spawn")
-        self.processes, self.pipes, self.starting = [], [], set(range(count))
+        self.processes, self.pipes = [], []
         resource_tracker.ensure_running()        # started by the first process, it would unblock the signal
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit: see behave_as_worker
         try:
@@ -83,10 +80,9 @@ class Simulators:
     def receive(self, i: int) -> tuple:
         """The next answer of environment i: what its reset() or step() returned. SimulatorLost where none comes;
         UserError for an observation or reward that is not finite."""
-        patience = START_PATIENCE if i in self.starting else PATIENCE
         try:
-            if not self.pipes[i].poll(patience):
-                raise SimulatorLost(f"no answer in {patience} seconds")
+            if not self.pipes[i].poll(PATIENCE):
+                raise SimulatorLost(f"no answer in {PATIENCE} seconds")
             answer = self.pipes[i].recv()
         except (EOFError, OSError):
             self.processes[i].join(1)
@@ -95,7 +91,6 @@ class Simulators:
             raise SimulatorLost(answer)
         if not all(np.isfinite(number).all() for number in answer[:-1]):
             raise UserError("an observation or reward of the simulator is not finite")
-        self.starting.discard(i)
         return answer
 
     def close(self) -> None:

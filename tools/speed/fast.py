@@ -1,5 +1,4 @@
-"""The update as fast as this machine can make it: as written, compiled, or as one CUDA graph. The choice is made here
-alone.
+"""The update as fast as this machine can: as written, compiled, or as one CUDA graph. The choice is made here alone.
 
     update = fast_update(algo, buffer)       update(starts) = algo.update(buffer.chunks(starts))
     act = fast_act(algo)                     act(obs, generator) = algo.act(obs, generator)
@@ -19,9 +18,8 @@ def set_precision(config) -> None:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether this hardware is faster in bf16. A CPU that only emulates it takes six times as long as in fp32 (a Zen
-    3), and an Intel that has its vector instructions alone twice as long (a Xeon of the Sapphire Rapids kind without
-    AMX)."""
+    """Whether this hardware is faster in bf16. A CPU that only emulates it takes six times as long as in fp32, an Intel
+    that has its vector instructions but not AMX twice as long."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()

@@ -1,17 +1,11 @@
-"""A whole update as one CUDA graph. On a GPU networks of 4 x 512 are so small that launching their kernels, one by
-one, from Python, takes several times as long as running them. A graph of them all, from the rows of the batch to the
-step of Adam, is launched once, and holds the critic's kernels beside the actor's: neither trains what the other does,
-and neither fills a GPU.
+"""A whole update as one CUDA graph. On a GPU networks of 4 x 512 are so small that launching their kernels one by one
+from Python takes several times as long as running them. A graph of them all, from the rows of the batch to the step of
+Adam, is launched once, and holds the critic's kernels beside the actor's: neither trains what the other does.
 
-    update = graphed(CompiledUpdate(algo), [buffer], buffer.chunks)
-    info = update(starts)                # starts: where the batch's chunks begin, see buffer.ReplayBuffer
-
-The first updates run as they are written, which also compiles them; then one is captured, and replayed from there on,
+The first updates run as they are written, which also compiles them. Then one is captured, and replayed from there on,
 with the starts copied into the captured tensor and the generators advanced as by the update itself. It is captured
-anew when the update changes, as stage 2 begins. What it returns is overwritten by the next.
-
-The starts are drawn outside, as there is one more row to draw from with every step. Data that are not on the GPU are
-looked up outside too: then the graph begins with the batch.
+anew when the update changes, as stage 2 begins. What it returns is overwritten by the next. The starts are drawn
+outside, as there is one more row to draw from with every step. Data that are not on the GPU are looked up outside too.
 """
 import torch
 from torch.utils import _pytree as pytree
@@ -74,8 +68,7 @@ def graphed(step, buffers: list, batch):
 
 
 def side_by_side(step, stream) -> None:
-    """The critic's loss, and with it its gradient, on a stream of its own, which the actor's joins when it is
-    through."""
+    """The critic's loss, and with it its gradient, on a stream of its own, which the actor's joins at its end."""
     critic_loss, actor_loss, aside = step.critic_loss, step.actor_loss, torch.cuda.Stream()
     # Where a gradient is stored is decided by the first use of its parameter, and the critic's loss uses the actor
     # too: then the critic's backward pass would wait for the actor's. So they are used here, once for all, and kept.

@@ -1,6 +1,4 @@
-"""Several seeds in one process: as many independent runs as one device can take, updated as one.
-
-    python train_online.py --task square --seeds 5
+"""Several seeds in one process: independent runs, updated as one.        python train_online.py --task square --seeds 5
 
 A network of 4 x 512 does not fill a large GPU. Here the parameters of S algorithms, which differ by their seed alone,
 lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay what they are, each
@@ -32,22 +30,18 @@ NETWORKS = ("actor", "actor_old", "critic", "critic_target")
 
 
 # ------------------------------------------------------------------------------------------------- one update for all
-class Losses(nn.Module):
-    """An algorithm's losses as a module, so that functional_call can lend them other parameters."""
+class Loss(nn.Module):
+    """A loss of an algorithm as a module, so that functional_call can lend it other parameters."""
 
-    def __init__(self, algorithm):
+    def __init__(self, algorithm, name: str):
         super().__init__()
-        self.algorithm = algorithm
-        for name in NETWORKS:
-            setattr(self, name, getattr(algorithm, name))
-
-    def forward(self, loss: str, batch, noise):
-        return getattr(self.algorithm, loss)(batch, noise)
+        self.forward = getattr(algorithm, name)
+        for network in NETWORKS:
+            setattr(self, network, getattr(algorithm, network))
 
 
 class Stack(nn.Module):
-    """One network of all algorithms: parameters [S, ...], in the order of the network's own, which become views of
-    them."""
+    """One network of all algorithms: parameters [S, ...], of which the networks' own become views."""
 
     def __init__(self, networks):
         super().__init__()
@@ -71,17 +65,18 @@ class Together:
         weights = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(weights, lr=self.config.lr, fused=True)
         self.share_moments()
-        losses = Losses(first)
-
-        def vectorised(loss: str):
-            def of_one_seed(parameters, batch, noise):
-                return functional_call(losses, parameters, (loss, batch, noise))
-            return compiled(vmap(of_one_seed)) if self.config.compile else vmap(of_one_seed)
-        self.critic_loss, self.actor_loss = vectorised("critic_loss"), vectorised("actor_loss")
+        self.critic_loss, self.actor_loss = self.vectorised("critic_loss"), self.vectorised("actor_loss")
 
     @property
     def improving(self) -> bool:
         return self.algorithms[0].improving
+
+    def vectorised(self, name: str):
+        loss = Loss(self.algorithms[0], name)
+
+        def of_all(parameters, batch, noise):
+            return vmap(lambda *each: functional_call(loss, each[0], each[1:]))(parameters, batch, noise)
+        return compiled(of_all) if self.config.compile else of_all
 
     def share_moments(self) -> None:
         """Adam's moments of each algorithm, stacked; each keeps a view, for its state_dict()."""
@@ -156,33 +151,25 @@ class Stages:
                 each.callback(stage.__exit__, *error)
 
 
-def offline_stages(runs: list[Run], last: int) -> None:
-    """train_offline.offline_stage, up to step `last`."""
-    update = fast_updates(runs)
-    with Stages(runs, "offline", last) as stages:
-        for _ in stages.steps:
-            starts = [run.buffer.starts(run.config.batch_size, run.batches) for run in runs]        # line 3
-            stages.end_step(update(starts))                                                         # lines 4-7
-
-
-def online_stages(runs: list[Run], last: int) -> None:
-    """train_online.online_stage, up to step `last`."""
+def loop(runs: list[Run], name: str, last: int) -> None:
+    """The loop of train_online.py, or of train_offline.py where there is no world, up to step `last`."""
     c, update = runs[0].config, fast_updates(runs)
+    worlds = [Collector(c.task, run.config.seed, run.world) for run in runs] if name == "online" else []
+    only_collecting = c.offline_steps + c.warmup if worlds else 0
     acts = [fast_act(run.algo) for run in runs]
-    worlds = [Collector(c.task, run.config.seed, run.world) for run in runs]
     with contextlib.ExitStack() as opened:
         for world in worlds:
             opened.enter_context(world)
-        with Stages(runs, "online", last, worlds) as stages:
-            for step in stages.steps:
-                for run, act, world in zip(runs, acts, worlds):
-                    while not collect(run, act, world):                                             # lines 1-2
-                        run.buffer.end_episode()
-                infos = None
-                if step > c.offline_steps + c.warmup:
-                    starts = [run.buffer.starts(c.batch_size, run.batches) for run in runs]         # line 3
-                    infos = update(starts)                                                          # lines 4-7
-                stages.end_step(infos)
+        stages = opened.enter_context(Stages(runs, name, last, worlds))
+        for step in stages.steps:
+            for run, act, world in zip(runs, acts, worlds):
+                while not collect(run, act, world):                                                 # lines 1-2
+                    run.buffer.end_episode()
+            infos = None
+            if step > only_collecting:
+                starts = [run.buffer.starts(c.batch_size, run.batches) for run in runs]             # line 3
+                infos = update(starts)                                                              # lines 4-7
+            stages.end_step(infos)
     for run, world in zip(runs, worlds):
         run.world = world.state_dict()
 
@@ -197,16 +184,16 @@ def collect(run: Run, act, world: Collector) -> bool:
     return transition is not None
 
 
-def in_lock_step(stages, runs: list[Run], last: int) -> None:
-    """stages(runs, last), after those that lag behind have caught up: runs that were killed may stand at different
-    steps. Those that are complete go by themselves."""
+def in_lock_step(runs: list[Run], name: str, last: int) -> None:
+    """loop(), after those that lag behind have caught up: killed runs may stand at different steps. Those that are
+    complete go by themselves."""
     for group in ([run for run in runs if run.step == last], [run for run in runs if run.step < last]):
         farthest = max((run.step for run in group), default=0)
         for run in group:
             if run.step < farthest:
-                stages([run], farthest)
+                loop([run], name, farthest)
         if group:
-            stages(group, last)
+            loop(group, name, last)
 
 
 def train(config: Config, given: set[str], online: bool) -> list[Path]:
@@ -215,20 +202,19 @@ def train(config: Config, given: set[str], online: bool) -> list[Path]:
     with contextlib.ExitStack() as opened:
         runs = [opened.enter_context(prepare(dataclasses.replace(config, seed=seed), given, loaded))
                 for seed in range(config.seed, config.seed + config.seeds)]
-        if not online:
-            for run in runs:
-                refuse_complete(run)
+        for run in runs if not online else ():
+            refuse_complete(run)
         for run in runs:
             write_config(run)
         first = [run for run in runs if run.stage == "offline" and not (online and take_offline(run))]
-        in_lock_step(offline_stages, first, config.offline_steps)
+        in_lock_step(first, "offline", config.offline_steps)
         for run in first:
             save_offline(run)
         if online:
             for run in runs:
                 if run.stage == "offline":
                     run.start_online()
-            in_lock_step(online_stages, runs, config.offline_steps + config.online_steps)
+            in_lock_step(runs, "online", config.offline_steps + config.online_steps)
         for run in runs:
             tell_end(run)
         return [run.folder for run in runs]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-import data
 import envs
+from buffer import ReplayBuffer
 from config import Config, UserError
 from run import Run, algorithm, folder_of, kind_begun, write_whole
 from tools.speed.fast import set_precision
@@ -33,7 +33,8 @@ def load_data(config: Config, given: set[str]) -> tuple[dict, dict]:
     """data.load, for a new run or one that goes on."""
     if config.resume and config.data == "auto":      # means the data it began with, whichever hosts answer by now
         config = dataclasses.replace(config, data=kind_begun(config, given) or "auto")
-    dataset, source = data.load(config)
+    from data import load                            # late: one that only reads a run needs no readers of data files
+    dataset, source = load(config)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has "
                         f"{source['longest']} steps)")
@@ -52,7 +53,7 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
     dataset, source = loaded or load_data(config, given)
     folder = folder_of(config, given, source["kind"])
     with locked(folder):
-        buffer = data.make_buffer(config, dataset, device)
+        buffer = make_buffer(config, dataset, device)
         run = Run(config, folder, source, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
                   batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
                   acting=torch.Generator().manual_seed(config.seed + 2), tracker=make_tracker(config.log, folder))
@@ -60,12 +61,26 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
         yield run
 
 
+def make_buffer(config: Config, dataset: dict, device: torch.device) -> ReplayBuffer:
+    """D lies where training happens, unless it comes in shards or --data-device says otherwise: shards stay on disk."""
+    in_shards = "records" in dataset
+    where = config.data_device if config.data_device != "auto" else "cpu" if in_shards else device
+    arguments = (dataset, config.online_steps, config.chunk, config.discount, where, device)
+    try:
+        if in_shards:
+            from tools.official.shards import ShardBuffer
+            return ShardBuffer(*arguments, mix_size=config.mix_size)
+        return ReplayBuffer(*arguments)
+    except torch.OutOfMemoryError:
+        raise UserError("the GPU has no room for the data; --data-device cpu leaves them where they are") from None
+
+
 def choose_device(config: Config) -> torch.device:
     """UserError where a GPU was asked for and there is none."""
-    for name in ("device", "data_device"):
-        if getattr(config, name) == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"--{name.replace('_', '-')} cuda: this torch sees no GPU; auto takes what there is")
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    gpu = torch.cuda.is_available()
+    if "cuda" in (config.device, config.data_device) and not gpu:
+        raise UserError("--device cuda and --data-device cuda: this torch sees no GPU; auto takes what there is")
+    return torch.device("cuda" if gpu and config.device != "cpu" else "cpu")
 
 
 @contextlib.contextmanager

@@ -1,8 +1,4 @@
-"""Where a run stands: saved, and brought back after an interruption, exactly.
-
-Everything of a state is looked at before anything is written, so a refusal, one line, changes no file. The files
-themselves are written by run.save_state.
-"""
+"""Where a run stands: saved, and brought back exactly. A refusal is one line, and changes no file."""
 import contextlib
 import dataclasses
 import math
@@ -12,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-import config as config_module
-from config import UserError
+from config import UserError, from_plain, option_name
 from run import Run, load_networks, read_newest, save_state, tensors
 from tools.training.tables import cut_rows_after, take_rows
 
@@ -47,23 +42,22 @@ def restore(run: Run) -> None:
         if state["device"] == run.buffer.device.type:            # a generator's state only fits the device it came from
             run.batches.set_state(state["batches"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} is whole, but no checkpoint of this version of the code "
-                        f"({type(error).__name__} {error}); another --out starts over") from None
+        raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__} {error}); "
+                        "another --out starts over") from None
     cut_rows_after(run.folder, run.step)
 
 
 def refuse_another(run: Run, state: dict) -> None:
     """UserError unless this run may go on from that state: the same knobs, the same data, no fewer steps."""
-    c, before = run.config, config_module.from_plain(state["config"]).plain()
+    c, before = run.config, from_plain(state["config"]).plain()
     if not c.resume:
         raise UserError(f"{run.folder} already holds a run: add --resume to continue it, or choose another --out")
     if state["stage"] == "online" and before["offline_steps"] != c.offline_steps:
         raise UserError(f"--offline-steps: stage 1 of {run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(c):
-        mine = c.plain()[f.name]                         # a run older than the knob has nothing to disagree with
-        if f.metadata["group"] != "run" and f.name in state["config"] and mine != before[f.name]:
-            option = f.name.replace("_", "-")
-            raise UserError(f"--resume: the run in {run.folder} has --{option} {before[f.name]}, not {mine}")
+        mine, its = c.plain()[f.name], before[f.name]
+        if f.metadata["group"] != "run" and f.name in state["config"] and mine != its:     # an older run lacks some
+            raise UserError(f"--resume: the run in {run.folder} has {option_name(f.name)} {its}, not {mine}")
     end = c.offline_steps + (c.online_steps if state["stage"] == "online" else 0)
     if state["step"] > end:
         raise UserError(f"--resume: {run.folder} is at step {state['step']} already, beyond the {end} asked for")
@@ -75,8 +69,7 @@ def refuse_another(run: Run, state: dict) -> None:
 def save_online(run: Run) -> dict:
     """Appends to online.f32 the transitions that it lacks -> what a checkpoint needs to find its own part of the file
     again. Nothing is written twice, and rows that follow a checkpoint do it no harm."""
-    path = run.folder / "online.f32"
-    stored, checksum = run.stored
+    path, (stored, checksum) = run.folder / "online.f32", run.stored
     rows = run.buffer.online_rows(stored)
     body = rows.numpy().tobytes()
     with open(path, "r+b" if path.exists() else "wb") as file:
@@ -116,8 +109,7 @@ def identity(run: Run) -> dict:
 
 
 def offline_state(run: Run, path: Path) -> dict | None:
-    """The end of stage 1 in an offline.pt; None where it is missing, broken (which is said), or of another stage 1:
-    other knobs, other data, a longer or shorter one."""
+    """The end of stage 1 in an offline.pt; None where it is missing, broken (which is said), or of another stage 1."""
     try:
         state = read_newest(path)
     except UserError as error:
@@ -150,8 +142,8 @@ def take_offline(run: Run) -> bool:
 
 # --------------------------------------------------------------------------------------------- numbers that are finite
 def check_finite(run: Run, info: dict | None = None) -> dict[str, float]:
-    """The newest losses and diagnostics, read back from the device. UserError where one is not finite, or a number of
-    the algorithm's state: weights, and Adam's moments, where an infinite one freezes its weight without a sound."""
+    """The newest losses, read back from the device. UserError where one is not finite, or a number of the algorithm's
+    state: weights, and Adam's moments, where an infinite one freezes its weight without a sound."""
     row = dict(zip(info, torch.stack(list(info.values())).tolist())) if info else {}
     state = [(name, w) for name, w in tensors(run.algo.state_dict()) if w.is_floating_point()]
     broken = [name for name, value in row.items() if not math.isfinite(value)]

@@ -1,5 +1,4 @@
-"""What surrounds the loop of a stage: its bar, tables, evaluations and checkpoints, and an end by Ctrl-C that loses
-nothing.
+"""What surrounds the loop of a stage: bar, tables, evaluations, checkpoints, and an end by Ctrl-C that loses nothing.
 
     with Stage(run, "online", last_step, world) as stage:
         for step in stage.steps:
@@ -29,8 +28,7 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Whether a stop was asked for. The first Ctrl-C or SIGTERM asks for one after the present step, the second ends
-    the process at once."""
+    """Whether a stop was asked for: by the first Ctrl-C or SIGTERM. The second ends the process at once."""
     asked = False
 
     def listen(self) -> None:
@@ -53,7 +51,7 @@ class Stage:
         self.run, self.name, self.last, self.world, self.stop = run, name, last, world, Stop()
         c = run.config
         self.ends = (c.offline_steps, c.offline_steps + c.online_steps)          # of both stages
-        self.evaluator = Evaluator(envs.task(c.task), c.chunk, c.workers or os.cpu_count())
+        self.evaluator = Evaluator(envs.task(c.task), c.workers or os.cpu_count())
 
     def __enter__(self):
         self.stop.listen()
@@ -61,8 +59,7 @@ class Stage:
         return self
 
     def open(self) -> None:
-        self.run.stage = self.name
-        self.saved = time.time()
+        self.run.stage, self.saved = self.name, time.time()
         self.bar = tqdm(total=self.last, initial=self.run.step, desc=f"{self.run.config.task} {self.name}",
                         dynamic_ncols=True, smoothing=0.05)
 
@@ -95,10 +92,10 @@ class Stage:
 
     def evaluate(self) -> None:
         """One row of eval.csv, if this step is due one and has none, and the curve."""
-        run, c, table = self.run, self.run.config, self.run.folder / "eval.csv"
+        run, c = self.run, self.run.config
         if run.step % c.eval_every and run.step not in self.ends:
             return
-        if not any(int(row["step"]) == run.step for row in read_rows(table)):
+        if not any(int(row["step"]) == run.step for row in read_rows(run.folder / "eval.csv")):
             episodes = c.final_episodes if run.step in self.ends else c.eval_episodes
             self.bar.set_postfix_str(f"evaluating, {episodes} episodes")
             result = self.evaluator(run.algo.act, episodes, stop=lambda: self.stop.asked)
@@ -113,22 +110,21 @@ class Stage:
     def append(self, name: str, row: dict) -> None:
         append_row(self.run.folder / name, row)
         if self.run.tracker:
-            self.run.tracker({f"{name[:-4]}/{k}": v for k, v in row.items() if isinstance(v, float)}, int(row["step"]))
+            self.run.tracker({f"{name[:-4]}/{k}": v for k, v in row.items() if isinstance(v, float)}, row["step"])
 
     def __exit__(self, kind, error, _) -> None:
+        run, good = self.run, self.run.folder / "checkpoint.pt"
         self.bar.close()
         self.evaluator.close()
         if kind is Interrupted:
-            save(self.run, self.world)
+            save(run, self.world)
         self.stop.restore()
         if kind is Interrupted:
-            command = resume_command(self.run)
-            print(f"\nstopped at step {self.run.step} and saved; continue with:  {command}", flush=True)
+            print(f"\nstopped at step {run.step} and saved; continue with:  {resume_command(run)}", flush=True)
             raise SystemExit(130) from None
         if isinstance(error, UserError):
-            good = self.run.folder / "checkpoint.pt"
             where = f"; the last good state is {good}" if good.exists() else ""
-            raise UserError(f"step {self.run.step}: {error}{where}") from None
+            raise UserError(f"step {run.step}: {error}{where}") from None
 
 
 def resume_command(run: Run) -> str:

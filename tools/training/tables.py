@@ -15,6 +15,7 @@ from run import write_whole
 
 EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
 EVALUATE_COLUMNS = (*EVAL_COLUMNS[:-1], "best_of")
+COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": EVALUATE_COLUMNS}           # train.csv: step, stage, and any others
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -23,13 +24,14 @@ def read_rows(path: Path) -> list[dict]:
     try:
         reader = csv.DictReader(io.StringIO(whole_lines(path).decode(), newline=""), strict=True)
         rows = [*reader]
-        if rows and [*reader.fieldnames[:2]] != ["step", "stage"]:
-            raise ValueError("its first columns are not step and stage")
+        header = tuple(reader.fieldnames or ())
+        if rows and header != COLUMNS.get(path.name, ("step", "stage", *header[2:])):
+            raise ValueError("other columns than a run's")
         for row in rows:
             if None in row or None in row.values():
                 raise ValueError(f"the row of step {row['step']} is not as long as the header")
             for name, value in row.items():
-                if value and name != "stage":        # empty: a loss that the other stage has
+                if name != "stage" and (value or name in EVALUATE_COLUMNS):      # empty: a loss of the other stage
                     (int if name in ("step", "episodes", "best_of") else float)(value)
     except (csv.Error, ValueError) as error:         # another encoding is a ValueError too
         raise UserError(f"{path} cannot be read ({str(error)[:100]}); mend it, or move it away") from None
@@ -72,8 +74,7 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def cut_rows_after(folder: Path, step: int) -> None:
-    """A resumed run repeats what followed its checkpoint: forget those rows. Both tables are read before one is
-    written."""
+    """A resumed run repeats what followed its checkpoint: forget those rows. Both are read before one is written."""
     for path, rows in [(folder / name, read_rows(folder / name)) for name in ("train.csv", "eval.csv")]:
         if rows:
             write_rows(path, [row for row in rows if int(row["step"]) <= step], rows[0])

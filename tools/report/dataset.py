@@ -1,0 +1,115 @@
+"""What a data set holds, in words, and whether it fits the simulator installed here: python data.py --task T --check.
+
+A set recorded with another version of a simulator, or with other gains, is a common reason for "it does not learn": the
+actions no longer do what they did. So they are played again from a recorded state, to see where they lead now.
+"""
+import json
+from pathlib import Path
+
+import numpy as np
+
+import envs
+from config import Config, UserError
+from tools.official import files
+
+ENOUGH = 0.95            # of the replayed episodes must succeed (Robomimic), of the rows agree (OGBench)
+SAME = 0.05              # OGBench: most that two observations of one state may differ (positions: decimetres)
+
+
+def description(config: Config, dataset: dict, source: dict) -> str:
+    """The lines that `python data.py` prints; arguments as data.load has them."""
+    lengths, rewards, actions = columns(dataset)
+    return "\n".join((
+        f"{config.task}: {source['kind']} data{', ' if source['why'] else ''}{source['why']}",
+        f"file       {source['path']}, {len(source['files'])} in all",
+        f"origin     {', '.join(f'{name} {value}' for name, value in source['origin'].items()) or 'nothing recorded'}",
+        f"sha256     {source['sha256']}",
+        f"episodes   {len(lengths):,} of {lengths.min()}-{lengths.max()} steps, {source['transitions']:,} transitions",
+        f"success    {source['successes']:,} episodes reach the goal ({source['successes'] / len(lengths):.1%})",
+        f"rewards    {rewards.min():g} to {rewards.max():g}, mean {rewards.mean():.3f}",
+        f"actions    {'  '.join(f'{low:.2f} to {high:.2f}' for low, high in zip(actions.min(0), actions.max(0)))}"))
+
+
+def columns(dataset: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(length of each episode, rewards [n], actions [n, A]); of a set in many files, the last two of its first rows."""
+    if "records" not in dataset:
+        return np.diff(np.flatnonzero(dataset["terminals"]), prepend=-1), dataset["rewards"], dataset["actions"]
+    rows, end = dataset["records"][:100_000].numpy(), dataset["terminal_at"]
+    actions = rows[:, end - dataset["action_dim"] : end]
+    return np.diff(dataset["lasts"].numpy(), prepend=-1), rows[:, dataset["reward_at"]], actions
+
+
+def replay(task: envs.Task, source: dict, episodes: int) -> None:
+    """Prints what replaying `episodes` of the first file shows. UserError where it does not fit the simulator."""
+    if episodes < 1 or task.suite == "own":
+        raise UserError("--check replays episodes of the paper's tasks, at least one")
+    path = Path(source["files"][0])
+    with files.one_line(path, task):
+        files.need(len(source["files"]) > 1 or files.sha256(path) == source["sha256"],
+                   "it no longer has the checksum that was recorded")
+        fits, text = (replay_robomimic if task.suite == "robomimic" else replay_ogbench)(task, path, episodes)
+    print(text)
+    if not fits:
+        raise UserError(f"{source['path']} does not fit the simulator that is installed here")
+
+
+def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
+    """Plays recorded actions open loop from the first recorded state -> (enough succeed, text)."""
+    import h5py
+    env, succeeded = envs.make_robosuite(task), 0
+    env.reset()
+    with h5py.File(path, "r") as file:
+        names = np.array(files.in_order(file["data"]))
+        chosen = names[np.linspace(0, len(names) - 1, min(episodes, len(names))).astype(int)]
+        for demo in map(file["data"].get, chosen):
+            env.reset_from_xml_string(env.edit_model_xml(demo.attrs["model_file"]))  # lift's cube: each time another
+            env.sim.reset()
+            env.sim.set_state_from_flattened(demo["states"][0])
+            env.sim.forward()
+            # The controller pulls the elbow towards the joints the episode began with. It has seen others, those of
+            # the reset above: without this line the hand is centimetres off within seconds.
+            arm = env.robots[0].composite_controller.part_controllers["right"]
+            arm.update_initial_joints(env.sim.data.qpos[env.robots[0]._ref_joint_pos_indexes])
+            for action in demo["actions"][()]:
+                env.step(action)
+            succeeded += bool(env._check_success())
+        recorded = json.loads(file["data"].attrs["env_args"])
+    env.close()
+    theirs, ours = dict(recorded["env_kwargs"], robosuite=recorded.get("env_version")), envs.robosuite_args(task)
+    ours = {name: ours[name] for name in ("controller_configs", "control_freq")}             # what moves the arm
+    different = differences(theirs, ours | {"robosuite": envs.import_robosuite().__version__})
+    share = succeeded / len(chosen)
+    return share >= ENOUGH, "\n".join((
+        f"replay     {succeeded} of {len(chosen)} demonstrations succeed ({share:.0%})", *different))
+
+
+def differences(theirs, ours, name: str = "") -> list[str]:
+    """A line for each setting that is another in the file than here."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return sum((differences(theirs[key], ours[key], f"{name}.{key}") for key in ours if key in theirs), [])
+    return [f"differs    {name[1:]}: {theirs} in the file, {ours} here"] if theirs != ours else []
+
+
+def replay_ogbench(task: envs.Task, path: Path, episodes: int, rows: int = 50) -> tuple[bool, str]:
+    """Puts the simulator into recorded states, compares what is observed there, and where one action leads -> (they
+    agree, text). The hand's place was observed one physics step late in some environments, hence a tolerance."""
+    import mujoco
+    env = envs.make(task)
+    env.reset(seed=0)
+    play, inner, seen, led = files.play(path, task, "qvel"), env.unwrapped, [], []
+    compared = np.arange(task.obs_dim) != 18                     # the force between the fingers depends on the past
+    usable = np.flatnonzero(play["terminals"][: np.flatnonzero(play["terminals"])[:episodes][-1]] == 0)
+    for i in usable[np.linspace(0, len(usable) - 1, min(rows * episodes, len(usable))).astype(int)]:
+        inner._data.qpos[:], inner._data.qvel[:] = play["qpos"][i], play["qvel"][i]
+        if "button_states" in play:
+            inner._cur_button_states[:] = play["button_states"][i]
+            inner._apply_button_states()
+        mujoco.mj_forward(inner._model, inner._data)
+        seen.append(np.abs(inner.compute_observation() - play["observations"][i])[compared].max())
+        inner.step(play["actions"][i])
+        led.append(np.abs(inner._data.qpos - play["qpos"][i + 1]).max())
+    env.close()
+    share = np.mean(np.array(seen) <= SAME)
+    return bool(share >= ENOUGH and np.median(led) <= SAME), (
+        f"replay     {len(seen)} states: {share:.0%} of the recomputed observations agree, to {max(seen):.2g};\n"
+        f"           one action leads to joints that differ by {np.median(led):.2g} (median), {max(led):.2g} at most")
