@@ -58,7 +58,7 @@ def taking_turns(task, act, count: int) -> list:
         for episode in itertools.count():
             obs, over, chunk = env.reset(seed=envs.training_seed(7, episode))[0], False, []
             while not over:
-                chunk = chunk or [*act(obs[None])[0].numpy()]
+                chunk = chunk or [*act(torch.from_numpy(obs)[None])[0].numpy()]
                 action = chunk.pop(0)
                 next_obs, reward, terminated, truncated, _ = env.step(action)
                 rows.append(np.r_[obs, action, reward, terminated, truncated, next_obs])
@@ -69,11 +69,10 @@ def taking_turns(task, act, count: int) -> list:
 
 def learner(task: envs.Task):
     """A policy whose chunks change with every call, as if it learned, and with the observation."""
-    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
 
     def act(obs):
-        noise = rng.uniform(-1, 1, (len(obs), 3, task.action_dim))
-        return torch.from_numpy(0.5 * noise + 0.1 * np.sin(obs.sum())).float()
+        return torch.rand(1, 3, task.action_dim, generator=generator) - 0.5 + 0.1 * obs.sum().sin()
     return act
 
 
@@ -272,7 +271,7 @@ STOPS = [(Evaluator, "roll_out", 1, 0), (ReplayBuffer, "starts", 9, 9), (ReplayB
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_a_run_that_is_stopped_goes_on_exactly(train, capsys, seeds):
+def test_a_run_that_is_stopped_goes_on_exactly(train, tmp_path, capsys, seeds):
     """Whatever it was doing. Seeds that run together all stop after the same step."""
     whole = train("whole", seeds=seeds)
     for owner, name, nth, step in STOPS:
@@ -281,6 +280,7 @@ def test_a_run_that_is_stopped_goes_on_exactly(train, capsys, seeds):
             train("cut", seeds=seeds, resume=True)
         assert end.value.code == 130
         assert capsys.readouterr().out.count(f"stopped at step {step} and saved; continue with:") == seeds
+        assert [read_newest(path)["step"] for path in tmp_path.glob("cut/**/checkpoint.pt")] == [step] * seeds
     again = train("cut", seeds=seeds, resume=True)
     for one, two in zip(whole, again) if seeds > 1 else [(whole, again)]:
         toy.assert_same_runs(one, two)

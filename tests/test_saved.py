@@ -191,7 +191,8 @@ def test_a_broken_newest_checkpoint_is_set_aside(folder, capsys):
     saving.save(one)
     path.write_bytes(path.read_bytes()[:-1000])
     broken, again = path.read_bytes(), made(folder)
-    assert run.load(folder).step == 8 and path.read_bytes() == broken          # only the run itself moves its files
+    assert run.load(folder).step == 8 and "add --resume" in resumed(folder, resume=False)
+    assert path.read_bytes() == broken                           # only a run that goes on moves its files
     saving.restore(again)
     assert again.step == 8 and "going on from the one before it, at step 8" in capsys.readouterr().out
     go_on(again, 1)

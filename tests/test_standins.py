@@ -122,9 +122,9 @@ def test_operators_go_different_ways_from_one_start(task, scenes, times, known):
         ratios.append(spread(paths, groups))
         shuffled = (np.random.default_rng(seed).permutation(len(groups)) for seed in range(300))
         chance = [spread(paths, [groups[i] for i in order]) for order in shuffled]
-        assert len(set(groups)) >= 6 and ratios[-1] > 1.5 and ratios[-1] > np.quantile(chance, 0.95)
+        assert len(set(groups)) >= 6 and ratios[-1] > np.quantile(chance, 0.95)
     print(f"{task}: {np.round(ratios, 2)} times farther apart between groups than within")
-    assert known is None or np.median(ratios) == pytest.approx(known, abs=0.06)
+    assert np.median(ratios) > 1.5 and (known is None or np.median(ratios) == pytest.approx(known, abs=0.06))
     env.close()
 
 

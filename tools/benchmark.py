@@ -48,6 +48,7 @@ from tools.training.prepare import choose_device
 MODES = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
          "compiled fp32": dict(compile=True, precision="fp32"), "plain fp32": dict(compile=False, precision="fp32")}
 WIDTHS = dict(what=32, method=8, mode=14, ms=9, gflop=7, rate=9, peak=6, ratio=6)
+FORMATS = dict(ms=".2f", gflop=".3g", rate=".1f", peak=".0f", ratio=".2f")
 
 
 class Table:
@@ -57,13 +58,14 @@ class Table:
         self.rows = []
         self.show({name: name for name in WIDTHS})
 
-    def add(self, what, method, mode, time=None, gflop=None, peak=None, rate=None, ratio=None) -> None:
-        """A row: of a time in seconds (and the work done in it), of a rate, or of a ratio."""
-        rate = rate or time and (gflop or 1) / time
-        ratio = ratio or peak and rate / peak
-        cells = dict(ms=time and f"{1e3 * time:.2f}", gflop=gflop and f"{gflop:.3g}", rate=rate and f"{rate:.1f}",
-                     peak=peak and f"{peak:.0f}", ratio=ratio and f"{ratio:.2f}")
-        self.rows.append(dict(what=what, method=method, mode=mode) | {k: text for k, text in cells.items() if text})
+    def add(self, what, method, mode, taken=None, gflop=None, peak=None, **numbers) -> None:
+        """A row: of the seconds taken (and the work done in them), or with a number for the column rate or ratio."""
+        if taken:
+            numbers |= dict(ms=1e3 * taken, rate=(gflop or 1) / taken)
+        if gflop:
+            numbers |= dict(gflop=gflop, peak=peak, ratio=numbers["rate"] / peak)
+        cells = {name: f"{number:{FORMATS[name]}}" for name, number in numbers.items()}
+        self.rows.append(dict(what=what, method=method, mode=mode) | cells)
         self.show(self.rows[-1])
 
     def show(self, row) -> None:
@@ -103,18 +105,18 @@ def ready(c: config.Config, device, online: bool, size: int = 100_000) -> Simple
     """An algorithm and a buffer. The transitions are made up: time does not depend on what they say."""
     task = envs.task(c.task)
     algo = run.algorithm(c, task.obs_dim, task.action_dim, device)
-    obs, action = torch.rand(size, task.obs_dim), 2 * torch.rand(size, task.action_dim) - 1
+    obs, next_obs, action = *torch.rand(2, size, task.obs_dim), 2 * torch.rand(size, task.action_dim) - 1
     dataset = dict(observations=obs, actions=action, rewards=torch.rand(size), masks=torch.ones(size),
-                   terminals=torch.arange(size) % 500 == 499, next_observations=obs)
+                   terminals=torch.arange(size) % 500 == 499, next_observations=next_obs)
     buffer = ReplayBuffer(dataset, 10, c.chunk, c.discount, device)
     if online:
         algo.start_online()
-        buffer.add(obs[0], action[0], 0.0, False, False, obs[0])
+        buffer.add(obs[0], action[0], 0.0, False, False, next_obs[0])
     return SimpleNamespace(algo=algo, buffer=buffer)
 
 
 def update_of(c: config.Config, device, online: bool, size: int = 100_000):
-    """A function that makes one whole update, of c.seeds seeds at once; compiled, and recorded, by now."""
+    """A function that makes one whole update, of c.seeds seeds at once. It has been compiled, on CUDA recorded."""
     runs = [ready(dataclasses.replace(c, seed=k), device, online, size) for k in range(c.seeds)]
     update = fast_updates(runs) if c.seeds > 1 else fast_update(runs[0].algo, runs[0].buffer)
 
@@ -151,7 +153,7 @@ def updates(args, peak, table) -> None:
             steps = {mode: update_of(c, args.device, online) for mode, c in configs.items()}
             rounds = [{mode: seconds(step, args.device, args.repeat) for mode, step in steps.items()}
                       for _ in range(args.rounds)]               # in turns, so that a busy moment hits every mode
-            taken = {mode: statistics.median(times_of[mode] for times_of in rounds) for mode in steps}
+            taken = {mode: statistics.median(turn[mode] for turn in rounds) for mode in steps}
             gflop = work(update_of(build(args, method, compile=False), args.device, online))
             for mode in modes:
                 table.add(f"{stage} update", method, mode, taken[mode], gflop=gflop, peak=peak)

@@ -40,7 +40,7 @@ def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, 
     place.mkdir(parents=True, exist_ok=True)
     missing = list(zip(paths, records))[len(index["files"]):]
     for path, record in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
-        index["files"].append(append(place, index, path, read) | dict(file=path.name, sha256=record["sha256"]))
+        index["files"].append(dict(file=path.name, sha256=record["sha256"]) | append(place, index, path, read))
         files.write_json(place / "index.json", index)
     used, which = index["files"][: len(paths)], tasks.index(task.name)
     counts = {name: sum(entry[name] for entry in used) for name in ("transitions", "episodes")}

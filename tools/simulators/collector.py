@@ -12,10 +12,10 @@ every number is the same as if the two took turns.
 Exact resume, and the replacement of a simulator that died or hung, are one thing: an episode's seed and the actions
 that were played lead a fresh simulator to the same state.
 """
-import functools
+from functools import partial
 
-import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 import envs
@@ -29,16 +29,13 @@ class Collector:
     """run_seed: the run's, from which every episode gets its own. state: what state_dict() gave, to go on there."""
 
     def __init__(self, task: str | envs.Task, run_seed: int, state: dict | None = None):
-        state = state or {"episode": 0, "obs": None, "played": [], "left": []}
-        self.make, self.run_seed = functools.partial(envs.make, envs.task(task)), run_seed
-        self.simulator, self.lost = None, 0
-        self.episode = state["episode"]
-        self.now = None if state["obs"] is None else state["obs"].numpy()            # None: the reset's is not here yet
-        self.played, self.left = ([a.numpy() for a in state[name]] for name in ("played", "left"))     # actions [A]
+        self.make, self.run_seed, self.simulator, self.lost = partial(envs.make, envs.task(task)), run_seed, None, 0
+        state = state or {"episode": 0, "now": None, "played": [], "left": []}
+        self.episode, self.now = state["episode"], state["now"]          # the observation [O]; None: not here yet
+        self.played, self.left = [*state["played"]], [*state["left"]]    # actions [A] of the episode, of the chunk
 
     def state_dict(self) -> dict:
-        return {"episode": self.episode, "obs": None if self.now is None else torch.from_numpy(self.now),
-                "played": [torch.from_numpy(a) for a in self.played], "left": [torch.from_numpy(a) for a in self.left]}
+        return {"episode": self.episode, "now": self.now, "played": [*self.played], "left": [*self.left]}
 
     # ------------------------------------------------------------------------------------------ what the loop calls
     @property
@@ -47,17 +44,17 @@ class Collector:
         return bool(self.left)
 
     @property
-    def obs(self) -> np.ndarray:
+    def obs(self) -> Tensor:
         """The present observation [O]."""
         if self.now is None:
-            self.now = self.receive()[0]
+            self.now = torch.from_numpy(self.receive()[0])
         return self.now
 
-    def play(self, chunk: torch.Tensor) -> None:
+    def play(self, chunk: Tensor) -> None:
         """Sends a chunk [H, A] off."""
-        self.left = [*chunk.cpu().numpy()]
+        self.left = [*chunk.cpu()]
         if self.simulator is not None:
-            self.simulator.send(0, "play", np.stack(self.left))
+            self.simulator.send(0, "play", chunk.cpu().numpy())
 
     def outcome(self) -> tuple | None:
         """What the chunk's next action led to: (obs, action, reward, terminated, truncated, next_obs). What is left of
@@ -66,9 +63,9 @@ class Collector:
         answer = self.receive()
         if answer is None:
             return None
-        next_obs, reward, terminated, truncated, _ = answer
-        obs, self.now = self.now, next_obs
-        action = self.left.pop(0)
+        _, reward, terminated, truncated, _ = answer
+        obs, next_obs, action = self.now, torch.from_numpy(answer[0]), self.left.pop(0)
+        self.now = next_obs
         self.played.append(action)
         if terminated or truncated:
             self.begin_episode()
@@ -110,14 +107,14 @@ class Collector:
             return True                                      # the reset's answer is what receive() waits for
         obs = self.simulator.receive(0)[0]
         for action in self.played:
-            self.simulator.send(0, "step", action)
+            self.simulator.send(0, "step", action.numpy())
             obs, _, terminated, truncated, _ = self.simulator.receive(0)
             if terminated or truncated:
                 return False
-        if not np.array_equal(obs, self.now):
+        if not torch.equal(torch.from_numpy(obs), self.now):
             return False
         if self.left:
-            self.simulator.send(0, "play", np.stack(self.left))
+            self.simulator.send(0, "play", torch.stack(self.left).numpy())
         return True
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import envs
 from buffer import ReplayBuffer
 from config import Config, UserError
 from run import Run, algorithm, folder_of, kind_begun, write_whole
+from tools.report.tracker import make_tracker
 from tools.speed.fast import set_precision
 from tools.training.saving import restore
 
@@ -97,22 +98,6 @@ def locked(folder: Path):
         except OSError:
             raise UserError(f"another process is running in {folder}") from None
         yield
-
-
-def make_tracker(kind: str, folder: Path):
-    """--log: a function (values by name, step), or None. The packages are imported only when asked for."""
-    try:
-        if kind == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
-            writer = SummaryWriter(str(folder))
-            return lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()]
-        if kind == "wandb":
-            import wandb
-            wandb.init(project="drifting-field-policy", name=str(folder), dir=str(folder))
-            return lambda values, step: wandb.log(values, step=step)
-    except ImportError:
-        raise UserError(f"--log {kind} needs the package {kind}: pip install {kind}") from None
-    return None
 
 
 def write_config(run: Run) -> None:
