@@ -100,11 +100,13 @@ def job_slots(args, slurm: bool, groups: list) -> list[dict]:
     """For each job that may run at a time what its environment has besides: its GPU, unless Slurm gives it one."""
     if slurm:
         return [{}] * (args.jobs or len(groups))
-    gpus = [""]
-    if torch.cuda.is_available() and groups[0][0].config.device != "cpu":        # one --device for all
+    cores, c = os.cpu_count(), groups[0][0].config                               # one --device and --threads for all
+    gpus, jobs = [""], max(1, cores // (c.threads or cores))
+    if torch.cuda.is_available() and c.device != "cpu":
         every = ",".join(map(str, range(torch.cuda.device_count())))
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
-    return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(min(args.jobs or len(gpus), len(groups)))]
+        jobs = len(gpus)
+    return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(min(args.jobs or jobs, len(groups)))]
 
 
 def work(args, slurm: bool, groups: list, logs: Path) -> None:
@@ -149,7 +151,7 @@ def main() -> None:
     option("--tasks", "--task", nargs="+", required=True, help="names, as of --task")
     option("--methods", "--method", nargs="+", default=["dfp"], help="names, as of --method (dfp)")
     option("--seeds", "--seed", nargs="+", type=int, default=[0], help="each is a run (0)")
-    option("--jobs", type=int, help="at a time (one a GPU, one without, on Slurm all)")
+    option("--jobs", type=int, help="at a time (one a GPU, else as the cores allow, on Slurm all)")
     option("--dry-run", action="store_true", help="print the runs and where they stand, and stop")
     option("--report", default="results/sweep", help="folder of the report (results/sweep)")
     option("--cluster", default="auto", choices=("auto", "local", "slurm"), help="auto: Slurm where there is one")

@@ -15,7 +15,7 @@ from run import write_whole
 
 EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
 EVALUATE_COLUMNS = (*EVAL_COLUMNS[:-1], "best_of")
-COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": EVALUATE_COLUMNS}           # train.csv: step, stage, and any others
+COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": EVALUATE_COLUMNS}           # train.csv: step, stage, any others
 
 
 def read_rows(path: Path) -> list[dict]:
