@@ -17,12 +17,15 @@ import reprlib
 from dataclasses import dataclass, field, fields
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
-# name: (family, its own settings as App. A.2 has them); within a family equal knobs mean an equal stage 1
+# name: (family, class, settings of its own, as App. A.2 has them). Within a family equal knobs mean an equal stage 1.
 METHODS = {
-    "bfn": ("bfn", dict(chunk=1, best_of=4)), "qc-bfn": ("bfn", dict(best_of=32)),
-    "fql": ("fql", dict(chunk=1, best_of=1)), "qc-fql": ("fql", dict(best_of=1)),
-    "mvp": ("mvp", dict(best_of=16)), "mvp-topk": ("mvp", dict(best_of=16)),
-    "dfp": ("dfp", {}), "dfp-no-topk": ("dfp", {}),
+    "bfn": ("bfn", "baselines.flow.BFN", dict(chunk=1, best_of=4)),
+    "qc-bfn": ("bfn", "baselines.flow.BFN", dict(best_of=32)),
+    "fql": ("fql", "baselines.flow.FQL", dict(chunk=1, best_of=1)),
+    "qc-fql": ("fql", "baselines.flow.FQL", dict(best_of=1)),
+    "mvp": ("mvp", "baselines.meanflow.MVP", dict(best_of=16)),
+    "mvp-topk": ("mvp", "baselines.meanflow.MVPTopK", dict(best_of=16)),
+    "dfp": ("dfp", "dfp.DFP", {}), "dfp-no-topk": ("dfp", "dfp.DFP", {}),
 }
 # Who reads which knobs.
 DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
@@ -214,7 +217,7 @@ def build(given: dict) -> Config:
     for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
         if value not in known:
             raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
-    family, method_values = METHODS[method]
+    family, _, method_values = METHODS[method]
     if preset == "released" and family != "dfp":
         raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
     for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):

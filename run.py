@@ -15,6 +15,7 @@ What a checkpoint of a run in progress contains: tools/training/saving.py.
 """
 import dataclasses
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -28,7 +29,7 @@ from torch.utils import _pytree as pytree
 import config as config_module
 import envs
 from buffer import ReplayBuffer
-from config import Config, UserError
+from config import METHODS, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
 
@@ -61,13 +62,11 @@ class Run:
 
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
-    """The algorithm object of config.method. Everything that follows never asks which one it holds."""
-    from baselines.flow import BFN, FQL
-    from baselines.meanflow import MVP, MVPTopK
-    classes = {"bfn": BFN, "qc-bfn": BFN, "fql": FQL, "qc-fql": FQL, "mvp": MVP, "mvp-topk": MVPTopK,
-               "dfp": DFP, "dfp-no-topk": DFP}
+    """The algorithm object of config.method, of the class that METHODS names: a run of DFP does not import its rivals.
+    Everything that follows never asks which one it holds."""
+    module, name = METHODS[config.method][1].rsplit(".", 1)
     bf16 = config.precision == "auto" and bf16_pays(torch.device(device))
-    return classes[config.method](obs_dim, action_dim, config, device, bf16)
+    return getattr(importlib.import_module(module), name)(obs_dim, action_dim, config, device, bf16)
 
 
 # ----------------------------------------------------------------------------------------------- where its folder lies

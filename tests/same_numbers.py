@@ -33,15 +33,14 @@ LEFT_OUT = ("pt['collecting']", "pt['episode']", "pt['world']", "['resume']", "[
 START = """
 import os, signal, sys
 stop = int(sys.argv.pop(1))
-import data, envs, torch, toy, train_online
-def add_and_stop(self, *transition, add=data.ReplayBuffer.add):
-    global stop
+import envs, torch, toy, train_online
+buffer = (sys.modules.get("buffer") or sys.modules["data"]).ReplayBuffer          # an older layout has it in data.py
+def add_and_stop(self, *transition, add=buffer.add):
     add(self, *transition)
     ended = self.transitions(torch.arange(self.offline_size - 1, self.size))["terminals"].flip(0)
     if 0 < stop < len(ended) and int(ended.argmax()) % self.chunk:        # so many steps after an episode's end
-        stop = 0
         os.kill(os.getpid(), signal.SIGINT)
-data.ReplayBuffer.add = add_and_stop
+buffer.add = add_and_stop
 envs.register("toy", toy.Toy, toy.TASK.horizon)
 train_online.main()
 """

@@ -34,6 +34,12 @@ def test_rows_add_up(tmp_path, monkeypatch):
     assert theirs == [0.97, 0.88]                                # Table 9: 13.2 / 13.6, 25.7 / 29.3
 
 
+def test_simulators_are_timed(train):                            # which registers the toy task
+    table = benchmark.Table()
+    benchmark.simulating(argparse.Namespace(task="toy", preset="quick", device=torch.device("cpu"), workers=1), table)
+    assert [row["what"] for row in table.rows if float(row["rate"]) > 0] == ["simulator step", "evaluation step"]
+
+
 def test_work_is_counted_from_the_shapes():
     """The critic's part of an offline update by hand: forward and twice that backward for two networks at the data's
     actions, one pass each of the candidates and of the chosen ones; the actor's: N' candidates, and N_gen samples with

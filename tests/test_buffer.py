@@ -87,11 +87,11 @@ def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
     stored = 0
     for terminated, truncated, lost, saving in steps:
         add(buffer, rng.normal(size=3), rng.normal(size=2), rng.normal(), terminated, truncated, rng.normal(size=3))
-        if lost:                                                 # after it was saved, or before
-            buffer.end_episode()
         if saving:
             pieces.append(buffer.online_rows(stored))
             stored = buffer.num_online
+        if lost:                                                 # after it was saved, or before
+            buffer.end_episode()
     pieces.append(buffer.online_rows(stored))
     other.load_online(torch.cat(pieces).flatten(), buffer.cuts)
     assert other.size == buffer.size == 4 + len(steps)

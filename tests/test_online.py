@@ -222,18 +222,20 @@ def test_a_process_that_cannot_be_started_counts_as_lost(monkeypatch):
         Collector(toy.TASK, 7).obs
 
 
-def steady(obs, generators=None, best_of=None):
-    """Away from the goal, so that no episode is short."""
-    return torch.sign(torch.as_tensor(obs[:, None, :2]) + 1e-3).expand(-1, 3, 2) * 0.3
+def homing(obs, generators=None, best_of=None):
+    """Towards the goal, more or less, so that every episode has another length."""
+    generators = generators if isinstance(generators, list) else [generators]
+    noise = torch.stack([torch.rand(3, 2, generator=generator) for generator in generators])
+    return -torch.as_tensor(obs[:, None, :2]).sign() * noise
 
 
-def broken(obs, generators=None, best_of=None):
-    return steady(obs) * torch.tensor([[[1.0], [float("nan")], [1]]])
+def broken(*args):
+    return homing(*args) * torch.tensor([[1], [float("nan")], [1]])
 
 
 @pytest.mark.parametrize("act, orders, step, says", [
-    (steady, ["step2 says nan"], 13, "an observation or reward of the simulator is not finite"),
-    (steady, ["step2 pays inf"], 13, "an observation or reward of the simulator is not finite"),
+    (homing, ["step2 says nan"], 13, "an observation or reward of the simulator is not finite"),
+    (homing, ["step2 pays inf"], 13, "an observation or reward of the simulator is not finite"),
     (broken, [], 12, "an action of the policy is not finite")])
 def test_numbers_that_are_not_finite_are_an_error(failing, failing_run, monkeypatch, act, orders, step, says):
     task, order = failing
@@ -250,19 +252,19 @@ def test_numbers_that_are_not_finite_are_an_error(failing, failing_run, monkeypa
 def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep_failing(failing, tmp_path):
     task, order = failing
     evaluator = Evaluator(task, 2)
-    expected = evaluator(steady, 5)
+    expected = evaluator(homing, 5)
     order("reset3 raises")                                                     # that of its next episode but one
     evaluator.close()
     order("step4 hangs")
-    assert evaluator(steady, 5) == expected
+    assert evaluator(homing, 5) == expected
     processes = evaluator.simulators.processes
     processes[1].kill()
-    assert evaluator(steady, 5) == expected and evaluator.simulators.processes != processes
+    assert evaluator(homing, 5) == expected and evaluator.simulators.processes != processes
     evaluator.close()
     assert not list(tmp_path.glob("* *")) and not any(p.is_alive() for p in processes)
     (tmp_path / "start1 raises").mkdir()                                       # stays: unlink fails, an exception too
     with pytest.raises(UserError, match="failed in three tries"):
-        evaluator(steady, 5)
+        evaluator(homing, 5)
 
 
 # ------------------------------------------------------------------------------------------------------------- Ctrl-C
@@ -291,7 +293,7 @@ def test_evaluation_stops_between_chunks(failing):
 
     def act(*args):
         asked.append(1)
-        return steady(*args)
+        return homing(*args)
     evaluator = Evaluator(task, 1)
     assert evaluator(act, 5, stop=lambda: len(asked) == 2) is None and len(asked) == 2
     assert evaluator.simulators is None

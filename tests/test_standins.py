@@ -124,7 +124,7 @@ def test_operators_go_different_ways_from_one_start(task, scenes, times, known):
         chance = [spread(paths, [groups[i] for i in order]) for order in shuffled]
         assert len(set(groups)) >= 6 and ratios[-1] > np.quantile(chance, 0.95)
     print(f"{task}: {np.round(ratios, 2)} times farther apart between groups than within")
-    assert np.median(ratios) > 1.5 and (known is None or np.median(ratios) == pytest.approx(known, abs=0.06))
+    assert np.median(ratios) > 1.5 and (known is None or np.median(ratios) == pytest.approx(known, abs=0.1))
     env.close()
 
 

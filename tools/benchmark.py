@@ -187,13 +187,12 @@ def acting(args, peak, table) -> None:
 
 
 def simulating(args, table) -> None:
-    c = build(args)
     with contextlib.closing(envs.make(args.task)) as env:
         env.reset(seed=0)
         step = partial(env.step, np.zeros(env.action_space.shape, np.float32))
         table.add("simulator step", "-", "one process", seconds(step, torch.device("cpu"), 100))
-    act = ready(c, args.device, online=False).algo.act
-    with contextlib.closing(Evaluator(args.task, c.chunk, args.workers)) as evaluator:
+    act = ready(build(args), args.device, online=False).algo.act
+    with contextlib.closing(Evaluator(envs.task(args.task), args.workers)) as evaluator:
         evaluator(act, args.workers)                             # starts the processes
         begin = time.perf_counter()
         result = evaluator(act, 2 * args.workers)
