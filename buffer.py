@@ -32,22 +32,16 @@ class ReplayBuffer:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
         self.cuts = []                                   # online transitions after which an episode was abandoned
 
-        def with_room(name: str) -> Tensor:
-            data = torch.as_tensor(dataset[name], dtype=torch.float32)
-            array = torch.zeros(len(data) + online_capacity, *data.shape[1:], device=self.device)
-            array[: len(data)] = data
-            return array
-        self.observations = with_room("observations")            # [|D| + online, O]
-        self.actions = with_room("actions")                      # [|D| + online, A]
-        self.rewards = with_room("rewards")                      # [|D| + online], as the next two
-        self.masks = with_room("masks")
-        self.terminals = with_room("terminals")
-        self.next_observations = with_room("next_observations")  # [|D| + online, O]
+        with_room = [room_behind(dataset[name], online_capacity, self.device) for name in FIELDS]
+        self.observations, self.actions = with_room[:2]                        # [|D| + online, O], [|D| + online, A]
+        self.rewards, self.masks, self.terminals = with_room[2:5]              # [|D| + online] each
+        self.next_observations = with_room[5]                                  # [|D| + online, O]
         self.terminals[self.offline_size - 1] = 1        # what comes next online is another episode in any case
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks; see starts() and chunks(). The generator lives on the buffer's device."""
+        """A batch of chunks; the generator lives on the buffer's device. (The loops of training call starts() themselves and
+        leave chunks() to the update, so that all of the update can be one CUDA graph.)"""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -59,8 +53,9 @@ class ReplayBuffer:
 
         observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 if the task
         terminated in it), next_observations [B, O] (after its last step), valid [B, H] (1 while no episode ended at an
-        *earlier* step). A chunk that runs past an episode's end has valid[:, -1] = 0: the critic ignores it, and L_BC
-        masks the steps that are not valid, so nothing of the next episode enters a loss.
+        *earlier* step: terminals 0 0 1 0 0 give valid 1 1 1 0 0). A chunk that runs past an episode's end has
+        valid[:, -1] = 0: the critic ignores it, and L_BC masks the steps that are not valid, so nothing of the next
+        episode enters a loss.
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, FIELDS[:-1])                                                 # each [B, H, ...]
@@ -118,6 +113,14 @@ class ReplayBuffer:
             array[: len(rows)] = part.reshape(len(rows), *array.shape[1:])
         self.size, self.cuts = self.offline_size + len(rows), list(cuts)
         self.online("terminals")[self.cuts] = 1
+
+
+def room_behind(values, room: int, device) -> Tensor:
+    """The values [n, ...] as float32 on the device, with zeros for `room` more rows behind them."""
+    values = torch.as_tensor(values, dtype=torch.float32)
+    array = torch.zeros(len(values) + room, *values.shape[1:], device=device)
+    array[: len(values)] = values
+    return array
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:

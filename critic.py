@@ -32,8 +32,8 @@ class Critic(nn.Module):
     def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...] = (512,) * 4, ensemble: int = 2,
                  aggregate: str = "mean"):
         super().__init__()
-        self.aggregate = aggregate
-        # Each member has initial weights of its own.
+        self.ensemble, self.aggregate = ensemble, aggregate
+        # Each member is initialised as the policy is. Then the members' weights of each layer are stacked.
         members = [MLP(obs_dim + chunk_dim, hidden, 1).linears for _ in range(ensemble)]
         self.weights = nn.ParameterList(torch.stack([linear.weight.detach().T for linear in layer])
                                         for layer in zip(*members))                                 # [E, in, out]
@@ -46,7 +46,7 @@ class Critic(nn.Module):
         silently broadcast to (B, B)."""
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
-        x = x.reshape(-1, dim).expand(len(self.biases[0]), -1, -1)                                  # [E, B, O+D]
+        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, B, O+D]
         for weight, bias, gain, offset in zip(self.weights, self.biases, self.gains, self.offsets):
             x = gelu(x @ weight + bias)
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
@@ -69,9 +69,9 @@ def chunk_return(rewards: Tensor, discount: float) -> Tensor:
     return rewards @ (discount ** torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device))
 
 
-def td_target(rewards: Tensor, masks: Tensor, next_q: Tensor, discount: float, chunk: int) -> Tensor:
+def td_target(rewards: Tensor, masks: Tensor, next_q: Tensor, discount: float, horizon: int) -> Tensor:
     """y of Eq. 1 from the chunk's return [B], its mask [B] (0 = the task terminated) and Q_target(s', a') [B]."""
-    return rewards + discount**chunk * masks * next_q
+    return rewards + discount**horizon * masks * next_q
 
 
 def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ simulator, auto is official where possible and generated, loudly, where not; any
     python data.py --task square --check 20     ... and 20 demonstrations replayed in the simulator installed here
 """
 import functools
+import math
 import os
 from pathlib import Path
 
@@ -27,46 +28,60 @@ from buffer import FIELDS
 from config import SOURCES, UserError
 from tools.official import files
 
-simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
-
-
+# ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released."""
-    widths = dict(actions=(task.action_dim,), rewards=(), dones=())
-    for side in ("obs", "next_obs"):
-        widths |= {f"{side}/{key}": (n,) for key, n in zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9))}
+    sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
+    widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
+    widths |= {f"{side}/{key}": (n,) for side in ("obs", "next_obs") for key, n in sizes.items()}
+    columns = {name: [] for name in FIELDS}
     with h5py.File(path, "r") as file:
-        demos = [files.checked(file["data"][name], widths, name + "/") for name in files.in_order(file["data"])]
-    for demo in demos:
-        demo["dones"][-1] = 1                              # an episode ends where it ends
-    actions, rewards, dones, *parts = (np.concatenate([demo[name] for demo in demos]) for name in widths)
-    obs, next_obs = np.concatenate(parts[:4], axis=1), np.concatenate(parts[4:], axis=1)
-    files.need(np.isin(rewards, (0, 1)).all(), "rewards are not all 0 or 1")
-    return dict(zip(FIELDS, (obs, actions, rewards - 1, 1 - dones, dones, next_obs)))
+        for name in files.in_order(file["data"]):
+            demo = files.checked(file["data"][name], widths, name + "/")
+            files.need(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
+            demo["dones"][-1] = 1                                          # an episode ends where it ends
+            columns["observations"].append(np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1))
+            columns["actions"].append(demo["actions"])
+            columns["rewards"].append(demo["rewards"] - 1)
+            columns["masks"].append(1 - demo["dones"])
+            columns["terminals"].append(demo["dones"])
+            columns["next_observations"].append(np.concatenate([demo[f"next_obs/{key}"] for key in sizes], axis=1))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
 def read_ogbench(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
     """OGBench play npz -> transitions. The last row of a trajectory is only the state after its last transition.
-    Rewards and masks (0 where the goal is reached) are ogbench's own: they speak of the state *before* a row's action,
-    unlike online ones. Where several tasks are asked for, which differ in their goals alone, they are [n, tasks]."""
+    Several tasks, which differ in their goals alone: rewards and masks are [n, tasks]."""
+    rows = files.play(path, tasks[0])
+    index = np.flatnonzero(rows["terminals"] == 0)                         # rows that have a successor
+    labels = [relabel(rows, task) for task in tasks]
+    rewards, masks = (np.stack(each, axis=-1)[index] for each in zip(*labels))                      # [n, tasks]
+    if len(tasks) == 1:
+        rewards, masks = rewards[:, 0], masks[:, 0]
+    return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards,
+            "masks": masks, "terminals": rows["terminals"][index + 1], "next_observations": rows["observations"][index + 1]}
+
+
+def relabel(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:
+    """ogbench's own rewards and masks (0 where the goal is reached) of a task. Unlike online ones they speak of the
+    state *before* a row's action."""
     import ogbench.relabel_utils
-    rows, labels = files.play(path, tasks[0]), []
-    index = np.flatnonzero(rows["terminals"] == 0)
-    for task in tasks:
-        simulator, joints = simulator_of(task), rows["qpos"].shape[1]
-        simulator.reset()
-        files.need(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
-        ogbench.relabel_utils.relabel_dataset(task.source, simulator, rows)
-        labels.append((rows["rewards"][index], rows["masks"][index]))
-    rewards, masks = np.stack(labels, axis=-1) if len(tasks) > 1 else labels[0]
-    obs, actions, terminals = (rows[name] for name in ("observations", "actions", "terminals"))
-    return dict(zip(FIELDS, (obs[index], actions[index], rewards, masks, terminals[index + 1], obs[index + 1])))
+    simulator, labelled = simulator_of(task), dict(rows)
+    simulator.reset()
+    joints = rows["qpos"].shape[1]
+    files.need(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
+    ogbench.relabel_utils.relabel_dataset(task.source, simulator, labelled)
+    return labelled["rewards"], labelled["masks"]
+
+
+simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
 
 
 def read_own(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """The six arrays themselves."""
-    obs = (task.obs_dim,)
-    return files.checked_file(path, dict(zip(FIELDS, (obs, (task.action_dim,), (), (), (), obs))))
+    widths = dict.fromkeys(FIELDS, ())
+    widths |= {"observations": (task.obs_dim,), "actions": (task.action_dim,), "next_observations": (task.obs_dim,)}
+    return files.checked_file(path, widths)
 
 
 READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own}
@@ -80,6 +95,7 @@ def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
     return dataset
 
 
+# ------------------------------------------------------------------------------------------ where they come from
 def own_kind(path) -> str:
     """What a run's folder calls data from a file of one's own."""
     return f"own-{Path(path).stem}"
@@ -95,7 +111,7 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     why = "asked for with --data generated"
     if config.data != "generated":
         from tools.official.fetch import fetch
-        count = -(-config.data_size // 1_000_000)          # official files hold 1M transitions each; 0 = all
+        count = math.ceil(config.data_size / 1_000_000)    # official files hold 1M transitions each; 0 = all
         found, why = fetch(task, folder, 2e9 if config.data == "auto" else float("inf"), count, READERS[task.suite])
         if found:
             return "official", "", found
@@ -110,23 +126,24 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
 
 
 def load(config, say=print) -> tuple[dict, dict]:
-    """The data of a run -> (arrays by FIELDS, source); for many files see shards.load. config.json has source: kind,
-    why, path, files, sha256, transitions, episodes, successes, longest, origin. UserError where there are no data."""
+    """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
+    sha256, origin, transitions, episodes, successes, longest. UserError where there are no usable data."""
     task, folder, records = envs.task(config.task), Path(config.data_dir or "data").expanduser(), []
-    with files.one_at_a_time(folder):
+    with files.one_at_a_time(folder):                      # processes started side by side fetch or generate once
         kind, why, found = find(config, task, folder, say)
+        paths = [path for path, _ in found]
         for path, record in found:
             with files.one_line(path, task):
                 records.append(files.trusted(path, record, lambda path: read(path, task)))
-        path, *more = paths = [path for path, _ in found]
-        if more:
+        if len(paths) == 1:
+            dataset, where = read(paths[0], task), paths[0]
+            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
+        else:                                              # a set in many files stays on disk
             from tools.official import shards
             dataset, counts = shards.load(paths, records, folder, task, read)
-        else:
-            dataset = read(path, task)
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | dict(sha256=records[0]["sha256"])
-    source = dict(kind=kind, why=why, path=str(path.parent if more else path), files=list(map(str, paths))) | counts
-    source["origin"] = {name: value for name, value in records[0].items() if name not in files.RECORD}
+            where = paths[0].parent
+    origin = {name: value for name, value in records[0].items() if name not in files.RECORD}
+    source = dict(kind=kind, why=why, path=str(where), files=[str(path) for path in paths], origin=origin) | counts
     say(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
         f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source

@@ -60,25 +60,27 @@ class DFP:
         self.improving = True
 
     # ------------------------------------------------------------------------------------------ one step of Alg. 1
-    def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor] | None = None, losses=None) -> dict[str, Tensor]:
         """Lines 4-7 of Algorithm 1, on the mini-batch of line 3. Returns detached 0-d tensors to log.
 
         batch: observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 = the task
                terminated), next_observations [B, O] (after the chunk), valid [B, H] (0 = past the episode's end)
         noise: {"next": [B, N', D], "generated": [B, G, D], "candidates": [B, N, D]}; drawn here when absent. With it
                the update is a function of its arguments.
+        losses: what stands in for (self.critic_loss, self.actor_loss), as where they are compiled.
         """
+        phi_loss_of, theta_loss_of = losses or (self.critic_loss, self.actor_loss)
         noise = noise or self.draw_noise(len(batch["rewards"]))
+        # Line 6. The Bellman error of phi. It may come first, as both losses are taken before either is stepped on.
+        phi_loss, critic_info = phi_loss_of(batch, noise)
         # Lines 4-5. Samples of pi_theta, the critic's favourites among the proposals of pi_old, and the loss of theta.
-        actor_loss, actor_info = self.actor_loss(batch, noise)
-        # Line 6. The Bellman error of phi, at the same parameters: both losses are taken before either is stepped on.
-        critic_loss, critic_info = self.critic_loss(batch, noise)
+        theta_loss, actor_info = theta_loss_of(batch, noise)
         # The gradient step on both, and line 7. They share no parameter, so one backward pass serves both.
-        self.descend(critic_loss + actor_loss)
+        self.gradient_step(phi_loss + theta_loss)
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
-    def descend(self, loss: Tensor) -> None:
-        """The gradient step on a loss [], and one step of each average."""
+    def gradient_step(self, loss: Tensor) -> None:
+        """One step of Adam on a loss [], and one of each average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 

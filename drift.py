@@ -13,7 +13,8 @@ asks the network to output what it outputs now, moved by the field; no gradient 
 Two functions, because theory and practice use two kernels:
 
     drift_field   Eq. 3 to the letter with the Gaussian kernel. h^2 (grad log p_kde - grad log q_kde) equals it exactly
-                  (Eq. 8): this is why following it is a Wasserstein gradient flow of KL(q || p) (Eqs. 5-7).
+                  (Eq. 8): this is why following it is a Wasserstein gradient flow of KL(q || p) (Eqs. 5-7). It serves
+                  the theory's tests and the pictures; nothing is trained with it.
     drift_loss    what trains policies: a bounded kernel of the *distance*, normalised over both sides, with several
                   temperatures (Deng et al., "Generative Modeling via Drifting", arXiv 2602.04770, as DFP uses it).
 
@@ -61,7 +62,8 @@ def drift_loss(
     generated  [B, G, D]  x = f_theta(noise, s), carries the gradient; it is also the negative set, q = pi_theta
     positives  [B, P, D]  samples of the target p, for each state its own
     negatives  [B, M, D]  further samples to move away from, or None
-    temperatures          kernel widths R (Table 5's h) as shares of the batch's mean distance; their forces are added.
+    temperatures          kernel widths (R in Deng et al., h in Table 5) as shares of the batch's mean distance; their
+                          forces are added.
                           A small one sharpens, a large one reaches samples that are still far away. With many
                           positives a state include one of 1 or more, or all samples may collapse onto the mean.
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
@@ -100,10 +102,10 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
     B, G, D = x.shape
     P = positives.shape[1]
     M = negatives.shape[1]
-    targets = torch.cat([negatives, positives], dim=1).to(x.dtype)                                  # [B, M+P, D]
+    # Negatives first, the samples themselves among them; positives last.
+    targets = torch.cat([x, negatives.to(x.dtype), positives.to(x.dtype)], dim=1)                   # [B, T, D]
     if mask is not None:
         targets = targets * mask[:, None]
-    targets = torch.cat([x, targets], dim=1)                         # negatives first, positives last [B, T, D]
     ones = x.new_ones
     weight = torch.cat([ones(B, G) if generated_weight is None else generated_weight.to(x.dtype),
                         ones(B, M) if negative_weight is None else negative_weight.to(x.dtype),

@@ -9,8 +9,8 @@ What all tasks share:
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
-                 Rewards speak of the state *after* the step. (OGBench's *data* are labelled by ogbench itself, from
-                 the state before it: data.py.)
+                 Rewards speak of the state *after* the step. Beware: those of OGBench's *data* speak of the state
+                 *before* it, as ogbench itself labels them (data.relabel).
 """
 import logging
 import os
@@ -48,7 +48,8 @@ def _tasks() -> dict[str, Task]:
     for name in TASKS:
         if name not in ROBOMIMIC:
             source, task_id = name.rsplit("-task", 1)
-            table[name] = Task(name, "ogbench", source, *sizes[source], 5, int(task_id))
+            horizon, obs_dim = sizes[source]
+            table[name] = Task(name, "ogbench", source, horizon, obs_dim, action_dim=5, task_id=int(task_id))
     return table
 
 
@@ -115,7 +116,7 @@ def import_robosuite():
 
 
 def make_robosuite(name: str | Task, **overrides):
-    """The raw robosuite environment of a Robomimic task (tools/operators.py demonstrates in it)."""
+    """The raw robosuite environment of a Robomimic task (tools/standins/operators.py demonstrates in it)."""
     return import_robosuite().make(task(name).source, **robosuite_args(name) | overrides)
 
 

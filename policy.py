@@ -9,16 +9,21 @@ Table 5: MLP 4 x 512, GELU, no LayerNorm. From the released code: input [s || ep
 
 Axes: ... any leading axes, O observation, H chunk, A action, D = H*A the flat chunk (time-major: index h*A + a).
 """
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+TWICE = 2 * math.sqrt(2 / math.pi)
 
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, x (1 + tanh u) / 2 with u = sqrt(2/pi) (x + 0.044715 x^3). It equals x sigmoid(2u), and
     on a CPU the compiler makes that three times as fast; without the compiler torch's own is the faster one."""
     if torch.compiler.is_compiling():
-        return x * torch.sigmoid(x * (1.5957691216057308 + 0.07135481627260025 * x * x))
+        return x * torch.sigmoid(x * (TWICE + TWICE * 0.044715 * x * x))
     return F.gelu(x, approximate="tanh")
 
 

@@ -13,9 +13,10 @@ from tools.training.stage import Stage, tell_end
 
 
 def offline_stage(run: Run) -> None:
-    """Stage 1, from where the run stands. There is no L_topK (lambda = 0) but for Table 8; ends in offline.pt."""
+    """Stage 1, from where the run stands; ends in offline.pt. L_topK is off (DFP.improving), but for Table 8."""
     c = run.config
-    update = fast_update(run.algo, run.buffer)       # dfp.DFP.update: as written, compiled, or as one CUDA graph
+    # What it computes stands in dfp.DFP.update. tools/speed/fast.py only has it compiled.
+    update = fast_update(run.algo, run.buffer)
 
     with Stage(run, "offline", c.offline_steps) as stage:                # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:

@@ -9,9 +9,9 @@ Read online_stage(): its loop is Algorithm 1, one environment step and one updat
     line 2   append the transition to D, which starts as the offline data            here, and buffer.py
     line 3   sample a mini-batch of D                                                here, and buffer.py
     line 4   draw samples of pi_theta and candidates of pi_old, keep the top K       dfp.DFP.actor_loss
-    line 5   step theta on L_BC + lambda L_topK                                      dfp.DFP.actor_loss, descend
-    line 6   step phi on the Bellman error                                           dfp.DFP.critic_loss, descend
-    line 7   pi_old follows pi_theta                                                 dfp.DFP.descend
+    line 5   step theta on L_BC + lambda L_topK                                      dfp.DFP.actor_loss, gradient_step
+    line 6   step phi on the Bellman error                                           dfp.DFP.critic_loss, gradient_step
+    line 7   pi_old follows pi_theta                                                 dfp.DFP.gradient_step
 """
 import sys
 from pathlib import Path
@@ -31,26 +31,28 @@ from train_offline import offline_stage
 def online_stage(run: Run) -> None:
     """Stage 2, from where the run stands."""
     c = run.config
-    act = fast_act(run.algo)                         # dfp.DFP.act
-    update = fast_update(run.algo, run.buffer)       # dfp.DFP.update: as written, compiled, or as one CUDA graph
+    # What these two compute stands in dfp.DFP.act and dfp.DFP.update. tools/speed/fast.py only has them compiled.
+    act, update = fast_act(run.algo), fast_update(run.algo, run.buffer)
     world = Collector(c.task, c.seed, run.world)     # the simulator, in a process of its own
+    first_update = c.offline_steps + c.warmup + 1    # the first online steps only collect, as in the released code
     last = c.offline_steps + c.online_steps
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
-                world.play(act(world.obs[None], run.acting)[0])
+                chunk = act(world.obs[None], run.acting)[0]                      # [H, A]
+                world.play(chunk)
 
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
-            transition = world.outcome()
-            if transition is None:                   # the simulator died and could not be brought back to this state
-                run.buffer.end_episode()
-                continue                             # the same step again, in a new episode
+            transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
+            if transition is None:                   # the simulator died and could not be brought back to this state:
+                run.buffer.end_episode()             # the episode ends here, and stage.steps gives this step once more
+                continue
             run.buffer.add(*transition)
 
             info = None
-            if step > c.offline_steps + c.warmup:    # the first online steps only collect, as in the released code
+            if step >= first_update:
                 # Line 3. A mini-batch: where its B chunks begin, uniformly over D, which includes what is new.
                 starts = run.buffer.starts(c.batch_size, run.batches)
 
@@ -62,7 +64,7 @@ def online_stage(run: Run) -> None:
 
 def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
     """The whole run -> its folder; with several seeds, theirs."""
-    require_updates(config, "; the pure offline setting is python train_offline.py" * (config.preset == "offline-rl"))
+    require_updates(config)
     if config.seeds > 1:
         from tools.speed import seeds
         return seeds.train(config, given, online=True)

@@ -3,9 +3,8 @@
     python tests/soak.py 30                          minutes, from the first online update on; prints a table
     python tests/soak.py 30 --task cube-single-task2 --data-size 4000        further words go to train_online.py
 
-Exits with 1 where the last third's median lies above the middle third's: memory by more than 5 %, files and processes
-at all. The first third is warm-up. The replay buffer's own memory is touched as it fills and counts as growth: 192
-bytes a step of lift.
+Exits with 1 where the last third's median lies above the middle third's: memory by more than 5 % (the replay buffer's
+own, touched as it fills, included: 192 bytes a step of lift), files and processes at all. The first third is warm-up.
 """
 import os
 import shlex

@@ -60,4 +60,4 @@ def test_profile_names_the_parts_of_an_update(monkeypatch, capsys):
     monkeypatch.setattr(fast, "compiled", lambda function: function)
     benchmarked(monkeypatch, ["--profile"])
     shown = capsys.readouterr().out.split()
-    assert {"update", "sample", "draw_noise", "critic_loss", "actor_loss", "descend"} <= set(shown)
+    assert {"update", "sample", "draw_noise", "critic_loss", "actor_loss", "gradient_step"} <= set(shown)

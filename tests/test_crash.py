@@ -30,13 +30,13 @@ KNOBS = (" --preset quick --no-compile --hidden 16 --layers 2 --batch-size 8 --o
          "--warmup 5 --eval-every 12 --eval-episodes 3 --log-every 5 --threads 1 --precision fp32 --resume")
 TOY = "--task toy --data {}/toy.npz --workers 2" + KNOBS
 LIFT = "--task lift --data generated --data-size 3 --data-dir {} --workers 1" + KNOBS
+FORKED = multiprocessing.get_context("forkserver")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def processes():
     """They are forked from one that has imported everything and done nothing, which saves each the seconds of it."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["train_online", "tools.standins.generate", "crash_run", "matplotlib.pyplot"])
+    FORKED.set_forkserver_preload(["train_online", "tools.standins.generate", "crash_run", "matplotlib.pyplot"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
         multiprocessing.forkserver.ensure_running()
@@ -47,10 +47,9 @@ class Child:
     """crash_run.py at work in `folder`."""
 
     def __init__(self, folder, words: str):
-        context = multiprocessing.get_context("forkserver")
-        self.ear, mouth = context.Pipe(False)
-        self.output, end = context.Pipe(False)
-        self.process = context.Process(target=crash_run.live, args=(folder, shlex.split(words), mouth, end))
+        self.ear, mouth = FORKED.Pipe(False)
+        self.output, end = FORKED.Pipe(False)
+        self.process = FORKED.Process(target=crash_run.live, args=(folder, shlex.split(words), mouth, end))
         self.process.start()
         mouth.close()
         end.close()
@@ -210,10 +209,9 @@ KILLS = {"generation": 30, "offline": 40, "online": 120, "evaluation": 30, "savi
 total = collections.Counter()
 
 
-def draw_kills(draw, phases, how=signal.SIGKILL) -> list:
-    longest = {"generation": 0.2}                                # seconds from the announcement to the kill
-    return [(phase, draw.randint(1, KILLS[phase] // 3), draw.uniform(0, longest.get(phase, 0.02)), how)
-            for phase in phases]
+def draw_kills(draw, phases, how=signal.SIGKILL, longest=0.02) -> list:
+    """Each up to so many seconds after the announcement."""
+    return [(phase, draw.randint(1, KILLS[phase] // 3), draw.uniform(0, longest), how) for phase in phases]
 
 
 @pytest.mark.slow
@@ -237,7 +235,7 @@ def test_many_kills_of_generation(tmp_path):
     for life in range(4):                                        # the first is left alone
         folder = tmp_path / str(life)
         folder.mkdir()
-        total.update(survive(folder, "", draw_kills(draw, ["generation"] * 4 * (life > 0))))
+        total.update(survive(folder, "", draw_kills(draw, ["generation"] * 4 * (life > 0), longest=0.2)))
         sets.append({p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.npz")})
         left = list(folder.rglob("*"))
         assert len(left) == 4, left                              # a folder, its lock, the set, its record

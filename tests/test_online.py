@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -24,21 +23,6 @@ from run import algorithm, read_config, read_newest
 from tools.simulators import process
 from tools.simulators.collector import Collector
 from tools.simulators.evaluator import Evaluator
-
-
-class ThreeSteps(gymnasium.Env):
-    """Ends with its third step where the seed is odd. obs = (seed, step), the reward is the action."""
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        self.seed, self.n = seed, 0
-        return np.array([seed, 0.0]), {}
-
-    def step(self, action):
-        self.n += 1
-        assert self.n <= 3, "stepped after its episode's end"
-        return np.array([self.seed, self.n]), action[0], self.n == 3 and self.seed % 2 == 1, False, {}
 
 
 def collected(world, act, count: int) -> list:
@@ -68,42 +52,41 @@ def taking_turns(task, act, count: int) -> list:
 
 
 def learner(task: envs.Task):
-    """A policy whose chunks change with every call, as if it learned, and with the observation."""
-    generator = torch.Generator().manual_seed(0)
+    """A policy whose chunks change with every call, as if it learned, and with the observation; reaches toy's goal."""
+    generator = torch.Generator().manual_seed(4)
 
     def act(obs):
-        return torch.rand(1, 3, task.action_dim, generator=generator) - 0.5 + 0.1 * obs.sum().sin()
+        noise = torch.rand(1, 3, task.action_dim, generator=generator) - 0.5
+        return noise - 0.5 * obs[:, None, :task.action_dim].sign()
     return act
 
 
 def test_chunks_are_executed_whole_and_die_with_their_episode():
-    task, asked = envs.Task("three", "own", "", 3, 2, 1, make=ThreeSteps), []
+    chunks, asked = [], []
 
     def act(obs):
         asked.append(obs[0].tolist())
-        return (2 * len(asked) + torch.arange(2.0).reshape(1, 2, 1)) / 32      # chunk number and position in it
-    with Collector(task, 7) as world:
-        rows = collected(world, act, 9)
-    seeds = [envs.training_seed(7, episode) for episode in range(3)]
-    # asked at steps 0 and 2 of each episode; the second chunk's second action is thrown away with the episode
-    assert asked == [[seed, n] for seed in seeds for n in (0, 2)]
-    actions = np.array([2, 3, 4, 6, 7, 8, 10, 11, 12]) / 32
-    ends = [(n == 2 and seed % 2 == 1, n == 2 and seed % 2 == 0) for seed in seeds for n in range(3)]
-    at = [(seed, n) for seed in seeds for n in range(3)]
-    assert np.array_equal(rows, [[*obs, action, action, *end, obs[0], obs[1] + 1]
-                                 for obs, action, end in zip(at, actions, ends)])
+        chunks.append(obs[:, None, :2].sign() * (0.1 + 0.01 * torch.arange(3)[:, None] + 0.001 * len(chunks)))
+        return chunks[-1]                                                      # away from the goal, to the time limit
+    with Collector(toy.TASK, 7) as world:
+        rows = np.array(collected(world, act, 2 * 13))
+    assert np.flatnonzero(rows[:, 7]).tolist() == [12, 25] and not rows[:, 6].any()          # truncated, terminated
+    assert asked == [rows[start, :3].tolist() for start in (0, 3, 6, 9, 12, 13, 16, 19, 22, 25)]
+    for episode in (0, 1):                                       # two actions of its fifteen are thrown away
+        played = rows[13 * episode:][:13, 3:5]
+        assert np.array_equal(played, torch.cat(chunks[5 * episode:][:5], dim=1)[0, :13])
 
 
-@pytest.mark.parametrize("name", ["cube-single-task2", "lift"])
+@pytest.mark.parametrize("name", ["toy", "cube-single-task2", "lift"])
 def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(name):
     """The simulator that works ahead gives what a plain loop gives, to the last bit; also where it is cut."""
-    task = envs.task(name)
+    task = toy.TASK if name == "toy" else envs.task(name)
     act = learner(task)
     with Collector(task, 7) as world:
         rows = collected(world, act, 7)                                        # in the middle of the third chunk
     with Collector(task, 7, world.state_dict()) as world:
-        rows += collected(world, act, 13)
-    assert np.array_equal(rows, taking_turns(task, learner(task), 20))
+        rows += collected(world, act, 33)
+    assert np.array_equal(rows, taking_turns(task, learner(task), 40))
 
 
 def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
@@ -267,6 +250,16 @@ def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep
         evaluator(homing, 5)
 
 
+def test_evaluation_stops_between_chunks():
+    evaluator, asked = Evaluator(toy.TASK, 1), []
+
+    def act(*args):
+        asked.append(1)
+        return homing(*args)
+    assert evaluator(act, 5, stop=lambda: len(asked) == 2) is None and len(asked) == 2
+    assert evaluator.simulators is None
+
+
 # ------------------------------------------------------------------------------------------------------------- Ctrl-C
 STOPS = [(Evaluator, "roll_out", 1, 0), (ReplayBuffer, "starts", 9, 9), (ReplayBuffer, "add", 5, 17),
          (Evaluator, "roll_out", 1, 20), (ReplayBuffer, "starts", 14, 36)]     # at the nth call, stops after this step
@@ -286,17 +279,6 @@ def test_a_run_that_is_stopped_goes_on_exactly(train, tmp_path, capsys, seeds):
     again = train("cut", seeds=seeds, resume=True)
     for one, two in zip(whole, again) if seeds > 1 else [(whole, again)]:
         toy.assert_same_runs(one, two)
-
-
-def test_evaluation_stops_between_chunks(failing):
-    task, asked = failing[0], []
-
-    def act(*args):
-        asked.append(1)
-        return homing(*args)
-    evaluator = Evaluator(task, 1)
-    assert evaluator(act, 5, stop=lambda: len(asked) == 2) is None and len(asked) == 2
-    assert evaluator.simulators is None
 
 
 def test_a_second_ctrl_c_waits_for_nothing(failing_run, tmp_path, monkeypatch):

@@ -223,7 +223,7 @@ def profile(args) -> None:
     one = ready(c, args.device, online=True)
     step = CompiledUpdate(one.algo)
     for owner, part in ((one.buffer, "sample"), (one.algo, "draw_noise"), (step, "critic_loss"), (step, "actor_loss"),
-                        (one.algo, "descend"), (step, "update")):
+                        (one.algo, "gradient_step"), (step, "update")):
         setattr(owner, part, profiler.record_function(part)(getattr(owner, part)))
     set_precision(c)
     step.update(one.buffer.sample(c.batch_size))                 # compiles

@@ -52,6 +52,8 @@ def checked(file, widths: dict, where: str = "") -> dict[str, np.ndarray]:
 def in_order(demos) -> list[str]:
     """The names of a robomimic file's demonstrations by their numbers: demo_10 comes after demo_9."""
     need(len(demos), "it holds no demonstration")
+    for name in demos:
+        need(name.removeprefix("demo_").isdecimal(), f"{name!r} is not named demo_<number>")
     return sorted(demos, key=lambda name: int(name.removeprefix("demo_")))
 
 

@@ -2,7 +2,7 @@
 
     with Collector("lift", run_seed) as world:
         if not world.playing:
-            world.play(act(world.obs))            # a whole chunk, executed open loop
+            world.play(act(world.obs[None])[0])   # a whole chunk, executed open loop
         buffer.add(*world.outcome())              # one environment step of it
 
 The simulator has a process of its own. It plays the whole chunk while the update runs, and begins the next episode by

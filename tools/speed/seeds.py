@@ -55,7 +55,7 @@ class Stack(nn.Module):
 
 class Together:
     """Algorithms of one kind and one configuration (but for the seed), which have made equally many updates."""
-    descend = DFP.descend                            # a stack has the names of what it stacks
+    gradient_step = DFP.gradient_step                # a stack has the names of what it stacks
 
     def __init__(self, algorithms):
         self.algorithms, first = algorithms, algorithms[0]
@@ -103,7 +103,7 @@ class Together:
             parameters |= {f"{network}.{name}": p for name, p in zip(stack.names, stack.stacked)}
         critic_loss, critic_info = self.critic_loss(parameters, batch, noise)                       # [S]
         actor_loss, actor_info = self.actor_loss(parameters, batch, noise)                          # [S]
-        self.descend((critic_loss + actor_loss).sum())           # seed by seed: no parameter is shared
+        self.gradient_step((critic_loss + actor_loss).sum())           # seed by seed: no parameter is shared
         info = {name: value.detach() for name, value in (critic_info | actor_info).items()}
         return [{name: value[i] for name, value in info.items()} for i in range(len(self.algorithms))]
 

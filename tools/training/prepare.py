@@ -23,8 +23,9 @@ from tools.training.saving import restore
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
 
 
-def require_updates(config: Config, instead: str = "") -> None:
+def require_updates(config: Config) -> None:
     """UserError where the online stage would end before its first update."""
+    instead = "; the pure offline setting is python train_offline.py" if config.preset == "offline-rl" else ""
     if config.online_steps <= config.warmup:
         raise UserError(f"--online-steps {config.online_steps} do not exceed --warmup {config.warmup}: nothing would "
                         f"be trained online{instead}")
