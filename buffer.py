@@ -12,7 +12,8 @@ from torch import Tensor
 from config import UserError
 from critic import chunk_return
 
-FIELDS = ("observations", "actions", "rewards", "masks", "terminals", "next_observations")
+STEP_FIELDS = ("observations", "actions", "rewards", "masks", "terminals")
+FIELDS = (*STEP_FIELDS, "next_observations")
 
 
 class ReplayBuffer:
@@ -30,7 +31,7 @@ class ReplayBuffer:
         self.offline_size = self.size = len(dataset["observations"])
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        self.cuts = []                                   # online transitions after which an episode was abandoned
+        self.cuts = []           # online transitions after which an episode was abandoned, for a resumed run
 
         with_room = [room_behind(dataset[name], online_capacity, self.device) for name in FIELDS]
         self.observations, self.actions = with_room[:2]                        # [|D| + online, O], [|D| + online, A]
@@ -40,8 +41,8 @@ class ReplayBuffer:
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks; the generator lives on the buffer's device. (The loops of training call starts() themselves and
-        leave chunks() to the update, so that all of the update can be one CUDA graph.)"""
+        """A batch of chunks; the generator lives on the buffer's device. (Training calls starts() itself and leaves
+        chunks() to the update, so that all of the update can be one CUDA graph.)"""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -58,8 +59,8 @@ class ReplayBuffer:
         episode enters a loss.
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
-        rows = self.transitions(index, FIELDS[:-1])                                                 # each [B, H, ...]
-        last = self.transitions(index[:, -1], FIELDS[-1:])                                          # [B, O]
+        rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]
+        last = self.transitions(index[:, -1], ("next_observations",))                               # [B, O]
         ended = rows["terminals"].cummax(dim=1).values                                              # [B, H]
         batch = {"observations": rows["observations"][:, 0], "actions": rows["actions"],
                  "rewards": chunk_return(rows["rewards"], self.discount), "masks": rows["masks"].amin(dim=1),
@@ -85,7 +86,7 @@ class ReplayBuffer:
         row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
         row = [torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in row]
         widths = [len(value) for value in row]
-        row = moved(torch.cat(row), self.device)         # in one piece: a GPU is asked once, and not waited for
+        row = moved(torch.cat(row), self.device)         # six small copies would make a GPU wait six times
         for name, value in zip(FIELDS, row.split(widths)):
             self.online(name)[self.num_online] = value
         self.size += 1

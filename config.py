@@ -2,7 +2,7 @@
 
 tools/training/command_line.py makes options of them: `topk_weight` is --topk-weight. Precedence:
 
-    option on the command line  >  preset  >  task and method table  >  default
+    option on the command line  >  method  >  preset  >  task  >  default
 
 Knobs belong to a group, and the group decides who must agree with whom:
     both     read by stage 1 (offline): a checkpoint offline.pt may only be reused where all of them agree
@@ -25,7 +25,8 @@ METHODS = {
     "qc-fql": ("fql", "baselines.flow.FQL", dict(best_of=1)),
     "mvp": ("mvp", "baselines.meanflow.MVP", dict(best_of=16)),
     "mvp-topk": ("mvp", "baselines.meanflow.MVPTopK", dict(best_of=16)),
-    "dfp": ("dfp", "dfp.DFP", {}), "dfp-no-topk": ("dfp", "dfp.DFP", {}),
+    "dfp": ("dfp", "dfp.DFP", {}),
+    "dfp-no-topk": ("dfp", "dfp.DFP", dict(topk_weight=0.0)),              # Table 2's ablation
 }
 # Who reads which knobs.
 DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
@@ -38,7 +39,7 @@ class UserError(Exception):
     """Something the user can mend. The scripts print its one line and exit with 2; a stack trace would hide it."""
 
 
-def knob(default, help, group="both", choices=None, only=()):
+def knob(default, help, *, group="both", choices=None, only=()):
     """only: the methods that read it (none named: all); given to another one it is refused."""
     return field(default=default, metadata={"help": help, "group": group, "choices": choices, "only": only})
 
@@ -47,16 +48,16 @@ def knob(default, help, group="both", choices=None, only=()):
 class Config:
     # ---- what to run
     task: str = knob("square", "task name; --task list prints them all")
-    method: str = knob("dfp", "algorithm", "online", METHODS)
+    method: str = knob("dfp", "algorithm", group="online", choices=METHODS)
     preset: str = knob("paper", "set of values: the paper's, a small one for a CPU, the released code's, or Table 8's",
-                       "run", PRESETS)
+                       group="run", choices=PRESETS)
     seed: int = knob(0, "seed of the run: initial weights, batches, noise, environments")
-    seeds: int = knob(1, "number of independent runs, from --seed upwards, batched on one device", "run")
+    seeds: int = knob(1, "number of independent runs, from --seed upwards, batched on one device", group="run")
 
     # ---- how long (paper: 1M + 1M, Table 5)
-    offline_steps: int = knob(1_000_000, "gradient steps of stage 1", "run")
-    online_steps: int = knob(1_000_000, "environment steps of stage 2", "run")
-    warmup: int = knob(5_000, "first online steps that collect data without an update (released code)", "online")
+    offline_steps: int = knob(1_000_000, "gradient steps of stage 1", group="run")
+    online_steps: int = knob(1_000_000, "environment steps of stage 2", group="run")
+    warmup: int = knob(5_000, "first online steps that collect data without an update (released code)", group="online")
 
     # ---- networks and optimiser (Table 5)
     layers: int = knob(4, "hidden layers of actor and critic (Table 5)")
@@ -78,10 +79,10 @@ class Config:
     topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)", only=TOPK)
 
     # ---- policy improvement (Table 5)
-    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", "online", only=TOPK)
-    top_k: int = knob(4, "K: candidates kept as positives (Table 5, per task)", "online", only=TOPK)
-    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", "online", only=TOPK)
-    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", "online", only=TOPK)
+    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", group="online", only=TOPK)
+    top_k: int = knob(4, "K: candidates kept as positives (Table 5, per task)", group="online", only=TOPK)
+    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", group="online", only=TOPK)
+    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", group="online", only=TOPK)
 
     # ---- the baselines (baselines/; App. A.2)
     flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)", only=FLOW)
@@ -91,31 +92,32 @@ class Config:
     time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)", only=MVP)
 
     # ---- data
-    data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own", "run")
+    data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own",
+                     group="run")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
-                         "ogbench keep them)", "run")
+                         "ogbench keep them)", group="run")
     data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; of official sets in "
                           "many files, to use; 0 = 300, 1M or all")
     data_device: str = knob("auto", "where the buffer lies: auto = where training happens, sets in many files on disk",
-                            "run", ("auto", "cpu", "cuda"))
+                            group="run", choices=("auto", "cpu", "cuda"))
     mix_size: int = knob(1_000_000, "sets in many files count for at most so many transitions in an online batch",
-                         "online")
+                         group="online")
     goal_share: float = knob(0.0, "generated OGBench data: share of transitions from noisy episodes aimed at the goal")
 
     # ---- evaluation and running
-    eval_every: int = knob(100_000, "steps between evaluations", "run")
-    eval_episodes: int = knob(50, "episodes of an evaluation; given by hand, at the end of a stage too", "run")
-    final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", "run")
-    log_every: int = knob(500, "steps between rows of train.csv", "run")
-    device: str = knob("auto", "where to train", "run", ("auto", "cpu", "cuda"))
+    eval_every: int = knob(100_000, "steps between evaluations", group="run")
+    eval_episodes: int = knob(50, "episodes of an evaluation; given by hand, at the end of a stage too", group="run")
+    final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", group="run")
+    log_every: int = knob(500, "steps between rows of train.csv", group="run")
+    device: str = knob("auto", "where to train", group="run", choices=("auto", "cpu", "cuda"))
     precision: str = knob("auto", "auto: bf16 for passes without a gradient where the hardware is faster so, TF32 on "
                           "CUDA; fp32: neither", choices=("auto", "fp32"))
-    compile: bool = knob(True, "torch.compile the losses", "run")
-    workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", "run")
-    threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", "run")
-    out: str = knob("runs", "folder that run folders are made in", "run")
-    resume: bool = knob(False, "continue an unfinished run in its folder", "run")
-    log: str = knob("csv", "tracker besides the CSV files", "run", ("csv", "tensorboard", "wandb"))
+    compile: bool = knob(True, "torch.compile the losses", group="run")
+    workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", group="run")
+    threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", group="run")
+    out: str = knob("runs", "folder that run folders are made in", group="run")
+    resume: bool = knob(False, "continue an unfinished run in its folder", group="run")
+    log: str = knob("csv", "tracker besides the CSV files", group="run", choices=("csv", "tensorboard", "wandb"))
 
     def plain(self) -> dict:
         """The knobs as a file gives them back: tuples as lists."""
@@ -223,12 +225,10 @@ def build(given: dict) -> Config:
     for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):
         if name in given and only and method not in only:
             raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to {', '.join(only)}")
-    values = task_values(task) | method_values | preset_values(preset, task, family)
-    if method == "dfp-no-topk":
-        values["topk_weight"] = 0.0                      # Table 2's ablation, whatever the preset says
-        if given.get("topk_weight"):
-            raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
-    if "eval_episodes" in given:
+    if method == "dfp-no-topk" and given.get("topk_weight"):
+        raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
+    values = task_values(task) | preset_values(preset, task, family) | method_values
+    if "eval_episodes" in given:                         # by hand it holds at the end of a stage too
         values["final_episodes"] = given["eval_episodes"]
     config = Config(**values | given)
     check(config)

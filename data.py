@@ -39,7 +39,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         for name in files.in_order(file["data"]):
             demo = files.checked(file["data"][name], widths, name + "/")
             files.need(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
-            demo["dones"][-1] = 1                                          # an episode ends where it ends
+            demo["dones"][-1] = 1                                          # recordings end with success
             columns["observations"].append(np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1))
             columns["actions"].append(demo["actions"])
             columns["rewards"].append(demo["rewards"] - 1)
@@ -59,7 +59,8 @@ def read_ogbench(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
     if len(tasks) == 1:
         rewards, masks = rewards[:, 0], masks[:, 0]
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards,
-            "masks": masks, "terminals": rows["terminals"][index + 1], "next_observations": rows["observations"][index + 1]}
+            "masks": masks, "terminals": rows["terminals"][index + 1],
+            "next_observations": rows["observations"][index + 1]}
 
 
 def relabel(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:

@@ -60,7 +60,7 @@ class DFP:
         self.improving = True
 
     # ------------------------------------------------------------------------------------------ one step of Alg. 1
-    def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor] | None = None, losses=None) -> dict[str, Tensor]:
+    def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor] | None = None, losses=None) -> dict:
         """Lines 4-7 of Algorithm 1, on the mini-batch of line 3. Returns detached 0-d tensors to log.
 
         batch: observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 = the task
@@ -117,9 +117,9 @@ class DFP:
 
         if self.improving and c.topk_weight:
             # Line 4, second half: the positives are the K best of N candidates of pi_old.
-            positives = self.positives(obs, noise["candidates"])                                    # [B, K, D]
+            best = self.positives(obs, noise["candidates"])                                         # [B, K, D]
             # Line 5, L_topK (Eq. 16).
-            topk_loss, topk_info = drift_loss(generated, positives, temperatures=c.temperatures)
+            topk_loss, topk_info = drift_loss(generated, best, temperatures=c.temperatures)
             loss = loss + c.topk_weight * topk_loss.mean()
             info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}
         return loss, info | {"actor_loss": loss}

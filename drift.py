@@ -90,28 +90,24 @@ def drift_loss(
         if mask is not None:
             x = x * mask[:, None]
         with torch.no_grad():  # everything down to the goal is a target: sg(.) in Eq. 4
-            scale, unit, force, rms = _force(x, positives, negatives, temperatures, mask,
-                                             generated_weight, positive_weight, negative_weight)
+            # Negatives first, the samples themselves among them; positives last.
+            targets = torch.cat([x, negatives.to(dtype), positives.to(dtype)], dim=1)               # [B, T, D]
+            if mask is not None:
+                targets = targets * mask[:, None]
+            weights = [torch.ones_like(y[:, :, 0]) if w is None else w for y, w in (
+                (x, generated_weight), (negatives, negative_weight), (positives, positive_weight))]
+            weight = torch.cat([w.to(dtype) for w in weights], dim=1)                               # [B, T]
+            num_negatives = x.shape[1] + negatives.shape[1]                                         # G + M
+            scale, unit, force, rms = _force(x, targets, weight[:, None], num_negatives, temperatures)
             goal = x / unit + force
         loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # Eq. 4, [B]
     return loss, {"scale": scale} | {f"force_rms_{r:g}": f for r, f in zip(temperatures, rms)}
 
 
-def _force(x, positives, negatives, temperatures, mask, generated_weight, positive_weight, negative_weight):
-    """The field in scaled coordinates: (scale, unit of length, force [B, G, D], root mean square per temperature)."""
-    B, G, D = x.shape
-    P = positives.shape[1]
-    M = negatives.shape[1]
-    # Negatives first, the samples themselves among them; positives last.
-    targets = torch.cat([x, negatives.to(x.dtype), positives.to(x.dtype)], dim=1)                   # [B, T, D]
-    if mask is not None:
-        targets = targets * mask[:, None]
-    ones = x.new_ones
-    weight = torch.cat([ones(B, G) if generated_weight is None else generated_weight.to(x.dtype),
-                        ones(B, M) if negative_weight is None else negative_weight.to(x.dtype),
-                        ones(B, P) if positive_weight is None else positive_weight.to(x.dtype)], dim=1)   # [B, T]
-    weight = weight[:, None]                                                                        # [B, 1, T]
-
+def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, temperatures):
+    """The field in scaled coordinates, from x [B, G, D], targets [B, T, D] that begin with x, their weights [B, 1, T]:
+    (scale, unit of length, force [B, G, D], root mean square per temperature)."""
+    G, D = x.shape[1:]
     # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are
     # close, and that is where a small temperature looks. The floor (1e-4 after the root) also stands for a sample's
     # distance to itself.
@@ -119,13 +115,14 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 
     # ONE number for the whole batch, not one per state: temperatures are shares of it, so a state whose samples are
-    # all close together really sees a wide kernel. The floor 1e-3 matters only when everything sits in one point.
+    # all close together really sees a wide kernel. Self-pairs count in the mean (as released). The floor 1e-3 matters
+    # only when everything sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
     unit = (scale / D**0.5).clamp_min(1e-3)       # coordinates are measured in units of the typical coordinate gap
     distance = distance / scale.clamp_min(1e-3)
     # 100 scaled distances push a sample's own copy out of both softmaxes: at distance 0 it would take nearly all the
     # weight.
-    distance = distance + 100.0 * torch.eye(G, G + M + P, dtype=x.dtype, device=x.device)
+    distance = distance + 100.0 * torch.eye(G, targets.shape[1], dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []
     for temperature in temperatures:
@@ -133,7 +130,7 @@ def _force(x, positives, negatives, temperatures, mask, generated_weight, positi
         # Affinity: how much i looks at j times how much j looks at i, geometric mean of the two softmaxes. The floor
         # 1e-6 leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
-        f = (_coefficients(affinity, G + M)[..., None] * offset).sum(2) / unit                      # [B, G, D]
+        f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]
         mean_square = f.square().mean()           # again one number for the batch: states far from their goal move more
         force = force + f / mean_square.clamp_min(1e-8).sqrt()
         rms.append(mean_square.sqrt())

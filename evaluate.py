@@ -10,7 +10,7 @@ import run
 from config import UserError
 from tools.simulators.evaluator import Evaluator
 from tools.training import command_line
-from tools.training.tables import EVALUATE_COLUMNS, append_row, read_rows
+from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 
 
 def parse():

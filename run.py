@@ -11,20 +11,17 @@
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`
 
-What a checkpoint of a run in progress contains: tools/training/saving.py.
+How these files are written, whole or not at all, stands in tools/training/files.py; what a checkpoint of a run in
+progress contains, in tools/training/saving.py.
 """
 import dataclasses
-import hashlib
 import importlib
-import io
 import json
-import os
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import config as config_module
 import envs
@@ -32,8 +29,7 @@ from buffer import ReplayBuffer
 from config import METHODS, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
-
-FORMAT = 4           # of checkpoints; raised when an older one can no longer be read
+from tools.training.files import in_one_line, read_newest
 
 
 @dataclasses.dataclass
@@ -134,10 +130,6 @@ def load_networks(algo: DFP, state: dict, where: Path) -> None:
                         f"({in_one_line(error)})") from None
 
 
-def in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]
-
-
 def tensors(state, name: str = ""):
     """(dotted name, tensor) of every tensor in nested dicts and lists."""
     if isinstance(state, Tensor):
@@ -145,84 +137,3 @@ def tensors(state, name: str = ""):
     elif isinstance(state, (dict, list)):
         for key, value in state.items() if isinstance(state, dict) else enumerate(state):
             yield from tensors(value, f"{name}.{key}".lstrip("."))
-
-
-# ------------------------------------------------------------------------------------------ files, whole or not at all
-def beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
-def write_whole(path: Path, body, keep: bool = False) -> None:
-    """The bytes under this name: they are on the disk before they take it. keep: what had the name before stays as
-    *.previous, so that at every moment one of the two is whole. OSError, with nothing lost."""
-    temporary = beside(path, ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        temporary.unlink(missing_ok=True)                        # a full disk: give the space back
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    if keep and path.exists():
-        os.replace(path, beside(path, ".previous"))
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)                   # names are the folder's content: without this a power
-    try:                                                         # failure may bring the old one back
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def save_state(path: Path, state: dict) -> None:
-    """Tensors and plain data, with a checksum; what was there before stays as *.previous. Put together in memory
-    first: torch, writing to a file itself, hides the disk's error behind one of its own."""
-    inner, outer = io.BytesIO(), io.BytesIO()
-    torch.save(pytree.tree_map(_without_surroundings, state), inner)
-    body = inner.getbuffer()
-    torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
-                "state": torch.frombuffer(body, dtype=torch.uint8)}, outer)
-    write_whole(path, outer.getbuffer(), keep=True)
-
-
-def _without_surroundings(x):
-    """A view, of one seed among several, would bring the whole tensor with it."""
-    return x.clone() if isinstance(x, Tensor) and x.untyped_storage().nbytes() > x.nbytes else x
-
-
-def read_state(path: Path) -> dict:
-    """What save_state() wrote, on the CPU (whoever loads it moves it). UserError if it is broken."""
-    try:
-        outer = torch.load(path, map_location="cpu", weights_only=True)
-        if outer["format"] != FORMAT:
-            raise ValueError(f"checkpoint format {outer['format']}, this version reads format {FORMAT}")
-        body = outer["state"].numpy().tobytes()
-        if hashlib.sha256(body).hexdigest() != outer["sha256"]:
-            raise ValueError("another checksum")
-        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:                                   # for a broken file torch raises almost anything
-        problem = f"{path} is not a readable checkpoint ({in_one_line(error)}); move it away to start over"
-        raise UserError(problem) from None
-
-
-def read_newest(path: Path, set_aside: bool = False) -> dict | None:
-    """The newest state that is whole: `path`, or the one kept before it. None when there is neither; UserError when
-    all there is is broken. set_aside: a broken one becomes *.broken, or the next save would keep it in place of the
-    good one."""
-    problem = None
-    for candidate in (path, beside(path, ".previous")):
-        if not candidate.exists():
-            continue
-        try:
-            state = read_state(candidate)
-        except UserError as error:
-            problem = error
-            continue
-        if problem:
-            print(f"{problem}; going on from the one before it, at step {state['step']}")
-            if set_aside:
-                os.replace(path, beside(path, ".broken"))
-        return state
-    if problem:
-        raise problem
-    return None

@@ -21,7 +21,7 @@ import envs
 import test_fetch
 import toy
 from conftest import ROOT
-from run import read_newest
+from tools.training.files import read_newest
 from test_fetch import host  # noqa: F401  a fixture
 from tools.official import files
 from tools.standins import generate

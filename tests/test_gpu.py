@@ -14,7 +14,7 @@ from test_dfp import A, OBS
 from tools.speed import fast
 from tools.speed.graph import PLAIN, Graph, graphed
 from tools.speed.seeds import Together
-from tools.training.tables import read_rows
+from tools.training.files import read_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 make = functools.partial(test_baselines.make, device="cuda")

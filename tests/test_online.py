@@ -19,7 +19,8 @@ import train_online
 from buffer import ReplayBuffer
 from config import UserError
 from data import read
-from run import algorithm, read_config, read_newest
+from run import algorithm, read_config
+from tools.training.files import read_newest
 from tools.simulators import process
 from tools.simulators.collector import Collector
 from tools.simulators.evaluator import Evaluator

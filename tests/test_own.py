@@ -12,7 +12,7 @@ import envs
 import train_online
 from config import TASKS, UserError, build
 from conftest import ROOT
-from tools.training.tables import read_rows
+from tools.training.files import read_rows
 
 
 def test_the_task_of_the_page_trains(tmp_path):

@@ -12,7 +12,7 @@ import run
 from tools.report import curves, results, tables
 from tools.report.__main__ import main, table
 from tools.training import command_line
-from tools.training.tables import EVAL_COLUMNS, csv_bytes
+from tools.training.files import EVAL_COLUMNS, csv_bytes
 
 
 @pytest.fixture(autouse=True)

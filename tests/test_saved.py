@@ -16,12 +16,13 @@ from torch.utils import _pytree as pytree
 
 import run
 from buffer import FIELDS, ReplayBuffer
+from tools.training import files
 from config import UserError, build
 from test_scripts import script
 from tools.standins import generate
 from tools.training import command_line, saving
 from tools.training.prepare import write_config
-from tools.training.tables import EVAL_COLUMNS, append_row, cut_rows_after, read_rows
+from tools.training.files import EVAL_COLUMNS, append_row, cut_rows_after, read_rows
 
 CONFIG = dict(task="lift", preset="quick", hidden=8, layers=2, batch_size=4, offline_steps=3, online_steps=50, warmup=1,
               resume=True, compile=False)
@@ -121,13 +122,13 @@ def damaged(body: bytes):
 
 def rewrite(path, place: str, value) -> None:
     """One entry of a checkpoint anew, with a fresh checksum. A float fills the tensor that is there."""
-    state = parent = run.read_state(path)
+    state = parent = files.read_state(path)
     *above, key = [int(key) if key.isdigit() else key for key in place.split()]
     for step in above:
         parent = parent[step]
     parent[key] = torch.full_like(parent[key], value) if isinstance(value, float) else value
     path.unlink()
-    run.save_state(path, state)
+    files.save_state(path, state)
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints
@@ -177,9 +178,9 @@ def test_checkpoints_of_another_format_and_such_as_run_code(folder):
     path = folder / "checkpoint.pt"
     torch.save({"format": 3}, path)
     assert "checkpoint format 3, this version reads format 4" in loaded(folder) == resumed(folder)
-    torch.save(dict(format=run.FORMAT, x=Evil()), path)
+    torch.save(dict(format=files.FORMAT, x=Evil()), path)
     assert "not a readable checkpoint" in loaded(folder)
-    run.save_state(path, dict(step=8, x=Evil()))                               # with a checksum that is right
+    files.save_state(path, dict(step=8, x=Evil()))                               # with a checksum that is right
     assert "not a readable checkpoint" in loaded(folder) and not (folder / "ran").exists()
 
 
@@ -202,7 +203,7 @@ def test_a_broken_newest_checkpoint_is_set_aside(folder, capsys):
 
 
 def test_a_stage_1_that_is_damaged_or_anothers_is_left_out(folder, capsys):
-    path, good = folder / "offline.pt", plain(run.read_state(folder / "offline.pt")["algorithm"])
+    path, good = folder / "offline.pt", plain(files.read_state(folder / "offline.pt")["algorithm"])
     for changes in (dict(offline_steps=4), dict(lr=1.0), dict(seed=1), dict(data="1"), dict(method="mvp")):
         assert not saving.take_offline(made(folder, **changes))
     assert saving.take_offline(made(folder, ema_rate=0.5, online_steps=99))    # which stage 1 does not read
@@ -339,7 +340,7 @@ def test_run_on_a_full_disk_stops_and_goes_on(where, nth, train, small_disk, mon
     os.remove(disk / "filler")
     again, undisturbed = train(disk, resume=True), train("undisturbed")
     assert read_rows(again / "train.csv") == read_rows(undisturbed / "train.csv")
-    one, two = (run.read_state(folder / "checkpoint.pt") for folder in (again, undisturbed))
+    one, two = (files.read_state(folder / "checkpoint.pt") for folder in (again, undisturbed))
     assert plain(one["algorithm"]) == plain(two["algorithm"]) and one["online"] == two["online"]
 
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import run
+from tools.training import files
 from config import UserError
 from conftest import ROOT
 from dfp import DFP
@@ -98,7 +99,7 @@ def test_same_seed_same_run_and_evaluation_changes_nothing(first, tmp_path, home
     again = next(tmp_path.glob("runs/*/*/*/*/seed0"))
     assert rows(again, "train.csv") == rows(out, "train.csv")                               # to the last bit
     assert len(rows(again, "eval.csv")) > len(rows(out, "eval.csv"))
-    a, b = (run.read_state(p / "checkpoint.pt")["algorithm"]["actor"] for p in (again, out))
+    a, b = (files.read_state(p / "checkpoint.pt")["algorithm"]["actor"] for p in (again, out))
     assert all(torch.equal(a[k], b[k]) for k in a)
     # Stage 1 and 2 in two commands are the run in one.
     for name in ("train_offline.py", "train_online.py"):
@@ -148,9 +149,9 @@ def test_existing_run_asks_for_resume_and_finished_one_can_be_extended(first, ho
     assert "--resume" in script("train_online.py", folder, home, code=2)
     assert "beyond the 50 asked for" in script("train_online.py", folder, home, "--resume --online-steps 20", code=2)
     assert "stage 1" in script("train_online.py", folder, home, "--resume --offline-steps 40", code=2)
-    older = run.read_state(out / "checkpoint.pt")                # saved before a knob was invented: nothing to disagree
+    older = files.read_state(out / "checkpoint.pt")                # saved before a knob was invented: nothing to disagree
     older["config"].pop("flow_steps")
-    run.save_state(out / "checkpoint.pt", older)
+    files.save_state(out / "checkpoint.pt", older)
     script("train_online.py", folder, home, "--resume --online-steps 50")
     after = rows(out, "train.csv")
     assert after[: len(before)] == before and int(after[-1]["step"]) == 80
@@ -169,7 +170,7 @@ def test_interrupted_run_says_how_to_go_on_and_does(tmp_path, home):
     words = output.split("continue with:")[1].split()
     assert words[-1] == "--resume"
     out = next(tmp_path.glob("runs/*/*/*/*/seed0"))
-    stopped = run.read_state(out / "checkpoint.pt")["step"]
+    stopped = files.read_state(out / "checkpoint.pt")["step"]
     result = command([*words[1:], "--offline-steps", str(stopped + 20)], tmp_path)
     assert result.returncode == 0, result.stderr
     steps = [int(r["step"]) for r in rows(out, "train.csv")]
@@ -183,7 +184,7 @@ def test_evaluate_and_load_from_python(first):
     policy = run.load(out)
     assert policy.act(torch.zeros(3, 28)).shape == (3, 5, 5)
     # the policy that was saved is the one that is loaded
-    saved = run.read_state(out / "checkpoint.pt")["algorithm"]["actor"]
+    saved = files.read_state(out / "checkpoint.pt")["algorithm"]["actor"]
     assert all(torch.equal(saved[k], v) for k, v in policy.actor.state_dict().items())
 
 
@@ -226,7 +227,7 @@ def test_a_broken_number_stops_and_keeps_the_last_good_state(train, tmp_path, mo
         with pytest.raises(UserError, match="^step 28: q not finite; the last good state is .*/checkpoint.pt$"):
             train("runs")
     out = next(tmp_path.glob("runs/*/*/*/*/seed0"))
-    assert run.read_state(out / "checkpoint.pt")["step"] == 20
+    assert files.read_state(out / "checkpoint.pt")["step"] == 20
     train("runs", resume=True)
     assert rows(out, "train.csv")[-1]["step"] == "52"
 

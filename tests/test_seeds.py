@@ -8,7 +8,7 @@ import toy
 from buffer import ReplayBuffer
 from test_baselines import B, batch_for, make
 from tools.speed.seeds import NETWORKS, Together
-from tools.training.tables import read_rows
+from tools.training.files import read_rows
 
 
 @pytest.mark.parametrize("method, compile", [

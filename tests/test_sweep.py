@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_report import make
 from tools import sweep
 from tools.training import command_line
-from tools.training.tables import read_rows
+from tools.training.files import read_rows
 
 TOY = ("--task toy --data toy.npz --preset quick --no-compile --precision fp32 --hidden 16 --layers 2 --batch-size 8 "
        "--offline-steps 12 --online-steps 40 --warmup 10 --eval-every 20 --eval-episodes 3 --log-every 4 --workers 1 "

@@ -231,7 +231,7 @@ def profile(args) -> None:
         for _ in range(args.repeat):
             step.update(one.buffer.sample(c.batch_size))
     order = f"{args.device.type}_time_total"
-    print(found.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=40))
+    print(found.key_averages().table(sort_by=order, row_limit=100, max_name_column_width=40))
 
 
 # ------------------------------------------------------------------------------------------------------- the command

@@ -24,7 +24,7 @@ import run
 from config import SOURCES, UserError
 from tools.report.__main__ import main as report
 from tools.training import command_line
-from tools.training.tables import read_rows
+from tools.training.files import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("done", "to resume", "to start")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import config
 import run
 from config import UserError
-from tools.training.tables import EVAL_COLUMNS, read_rows
+from tools.training.files import EVAL_COLUMNS, read_rows
 
 PAPER = Path(__file__).resolve().parents[2] / "results/paper"
 COLUMNS = ("task", "method", "data", "checksum", "setting", "knobs", "seed", "offline_steps", "online_steps", "best_of",

@@ -2,7 +2,7 @@
 from pathlib import Path
 
 from run import read_config
-from tools.training.tables import read_rows
+from tools.training.files import read_rows
 
 
 def draw_curve(folder: Path, path: Path) -> None:

@@ -15,9 +15,10 @@ import torch
 import envs
 from buffer import ReplayBuffer
 from config import Config, UserError
-from run import Run, algorithm, folder_of, kind_begun, write_whole
+from run import Run, algorithm, folder_of, kind_begun
 from tools.report.tracker import make_tracker
 from tools.speed.fast import set_precision
+from tools.training.files import write_whole
 from tools.training.saving import restore
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")

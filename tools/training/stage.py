@@ -18,7 +18,7 @@ from config import UserError
 from run import Run
 from tools.simulators.evaluator import Evaluator
 from tools.training.saving import check_finite, save
-from tools.training.tables import EVAL_COLUMNS, append_row, read_rows
+from tools.training.files import EVAL_COLUMNS, append_row, read_rows
 
 SAVE_EVERY = 600        # seconds between checkpoints
 

@@ -1,0 +1,183 @@
+"""The files of a run, whole or not at all: checkpoints, and the tables train.csv, eval.csv and evaluate.csv.
+
+    save_state(path, state)      tensors and plain data, with a checksum; the file of before stays as *.previous
+    read_newest(path)            what was saved last and is whole
+    append_row(path, row)        one more row, whole or not at all
+    read_rows(path)              all rows, by column name, as text
+"""
+import csv
+import errno
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from config import UserError
+
+FORMAT = 4           # of checkpoints; raised when an older one can no longer be read
+
+
+def beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def write_whole(path: Path, body, keep: bool = False) -> None:
+    """The bytes under this name: they are on the disk before they take it. keep: what had the name before stays as
+    *.previous, so that at every moment one of the two is whole. OSError, with nothing lost."""
+    temporary = beside(path, ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)                        # a full disk: give the space back
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    if keep and path.exists():
+        os.replace(path, beside(path, ".previous"))
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)                   # names are the folder's content: without this a power
+    try:                                                         # failure may bring the old one back
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_state(path: Path, state: dict) -> None:
+    """Tensors and plain data, with a checksum; what was there before stays as *.previous. Put together in memory
+    first: torch, writing to a file itself, hides the disk's error behind one of its own."""
+    inner, outer = io.BytesIO(), io.BytesIO()
+    torch.save(pytree.tree_map(_without_surroundings, state), inner)
+    body = inner.getbuffer()
+    torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
+                "state": torch.frombuffer(body, dtype=torch.uint8)}, outer)
+    write_whole(path, outer.getbuffer(), keep=True)
+
+
+def _without_surroundings(x):
+    """A view, of one seed among several, would bring the whole tensor with it."""
+    return x.clone() if isinstance(x, Tensor) and x.untyped_storage().nbytes() > x.nbytes else x
+
+
+def read_state(path: Path) -> dict:
+    """What save_state() wrote, on the CPU (whoever loads it moves it). UserError if it is broken."""
+    try:
+        outer = torch.load(path, map_location="cpu", weights_only=True)
+        if outer["format"] != FORMAT:
+            raise ValueError(f"checkpoint format {outer['format']}, this version reads format {FORMAT}")
+        body = outer["state"].numpy().tobytes()
+        if hashlib.sha256(body).hexdigest() != outer["sha256"]:
+            raise ValueError("another checksum")
+        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    except Exception as error:                                   # for a broken file torch raises almost anything
+        problem = f"{path} is not a readable checkpoint ({in_one_line(error)}); move it away to start over"
+        raise UserError(problem) from None
+
+
+def read_newest(path: Path, set_aside: bool = False) -> dict | None:
+    """The newest state that is whole: `path`, or the one kept before it. None when there is neither; UserError when
+    all there is is broken. set_aside: a broken one becomes *.broken, or the next save would keep it in place of the
+    good one."""
+    problem = None
+    for candidate in (path, beside(path, ".previous")):
+        if not candidate.exists():
+            continue
+        try:
+            state = read_state(candidate)
+        except UserError as error:
+            problem = error
+            continue
+        if problem:
+            print(f"{problem}; going on from the one before it, at step {state['step']}")
+            if set_aside:
+                os.replace(path, beside(path, ".broken"))
+        return state
+    if problem:
+        raise problem
+    return None
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__} {error}".split())[:200]
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+EVAL_COLUMNS = ("step", "stage", "success", "episodes", "length", "return", "seconds")
+EVALUATE_COLUMNS = (*EVAL_COLUMNS[:-1], "best_of")
+COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": EVALUATE_COLUMNS}           # train.csv: step, stage, any others
+
+
+def read_rows(path: Path) -> list[dict]:
+    """A table's rows; none where there is no file. A last line that was cut short by a kill is left out. UserError
+    where it is no such table."""
+    try:
+        reader = csv.DictReader(io.StringIO(whole_lines(path).decode(), newline=""), strict=True)
+        rows = [*reader]
+        header = tuple(reader.fieldnames or ())
+        if rows and header != COLUMNS.get(path.name, ("step", "stage", *header[2:])):
+            raise ValueError("other columns than a run's")
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError(f"the row of step {row['step']} is not as long as the header")
+            for name, value in row.items():
+                if name != "stage" and (value or name in EVALUATE_COLUMNS):      # empty: a loss of the other stage
+                    (int if name in ("step", "episodes", "best_of") else float)(value)
+    except (csv.Error, ValueError) as error:         # another encoding is a ValueError too
+        raise UserError(f"{path} cannot be read ({str(error)[:100]}); mend it, or move it away") from None
+    return rows
+
+
+def whole_lines(path: Path) -> bytes:
+    """Without a last line that was cut short; nothing where there is no file."""
+    content = path.read_bytes() if path.exists() else b""
+    return content[: content.rfind(b"\n") + 1]
+
+
+def csv_bytes(table) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(table)
+    return text.getvalue().encode()
+
+
+def write_rows(path: Path, rows: list[dict], header) -> None:
+    write_whole(path, csv_bytes([[*header], *([row.get(k, "") for k in header] for row in rows)]))
+
+
+def append_row(path: Path, row: dict) -> None:
+    """One row at the end, whole or not at all; columns that appear later (stage 2 has more losses) are added to the
+    header. OSError when the disk is full, and the table is as before."""
+    old = whole_lines(path)
+    header = next(csv.reader([line.decode() for line in old.splitlines()[:1]]), [])
+    if not set(row) <= set(header):
+        write_rows(path, read_rows(path), [*header, *(k for k in row if k not in header)])
+        return append_row(path, row)
+    line = csv_bytes([[row.get(k, "") for k in header]])
+    with open(path, "ab", buffering=0) as file:      # without a buffer: what is refused is refused now
+        file.truncate(len(old))
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            file.truncate(len(old))
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def cut_rows_after(folder: Path, step: int) -> None:
+    """A resumed run repeats what followed its checkpoint: forget those rows. Both are read before one is written."""
+    for path, rows in [(folder / name, read_rows(folder / name)) for name in ("train.csv", "eval.csv")]:
+        if rows:
+            write_rows(path, [row for row in rows if int(row["step"]) <= step], rows[0])
+
+
+def take_rows(sibling: Path, folder: Path, last: int, episodes: int) -> None:
+    """Stage 1's rows of the sibling it was taken from: the curve of a run begins at its step 0. The last evaluation
+    only if it had as many episodes as this run's would."""
+    for name in ("train.csv", "eval.csv"):
+        rows = [row for row in read_rows(sibling / name) if row["stage"] == "offline"
+                and (int(row["step"]) < last or int(row.get("episodes", episodes)) == episodes)]
+        if rows:
+            write_rows(folder / name, rows, rows[0])
