@@ -72,15 +72,16 @@ class Config:
     # ---- the policy (Table 5)
     chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
     num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)", only=DRIFT)
-    temperatures: tuple = knob((0.05,), "h: kernel widths of the drift loss (Table 5, per task)", only=DRIFT)
-    best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5, per task and method)")
+    temperatures: tuple = knob((0.05,), "h: kernel widths of the drift loss, as shares of the mean distance (Table 5; "
+                              "Robomimic: 0.005 0.05)", only=DRIFT)
+    best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5; Robomimic: 4)")
     bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)", only=DRIFT + MVP)
     mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
     topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)", only=TOPK)
 
     # ---- policy improvement (Table 5)
     num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", group="online", only=TOPK)
-    top_k: int = knob(4, "K: candidates kept as positives (Table 5, per task)", group="online", only=TOPK)
+    top_k: int = knob(4, "K: candidates kept as positives (Table 5; Robomimic: 2)", group="online", only=TOPK)
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", group="online", only=TOPK)
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", group="online", only=TOPK)
 

@@ -6,7 +6,7 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
 m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in which the
 episode ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by the
-chunks that end with it. The H-step return is unbiased although the data are off-policy, because Q is asked about
+chunks that end with it. The H-step return needs no correction although the data are off-policy: Q is asked about
 exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here,
 as in the released code, a' is the best of N' samples, see topk.py.
 
@@ -22,9 +22,12 @@ from policy import MLP, gelu
 
 
 class Critic(nn.Module):
-    """E independent Q-functions, each an MLP as the policy's with a LayerNorm behind every GELU. Their parameters lie
-    in one tensor a layer, so that each layer is one batched product: with such small networks the number of calls is
-    what costs.
+    """E independent Q-functions, each an MLP as the policy's with a LayerNorm behind every GELU:
+
+        x = [s || a];   for each hidden layer: x = LayerNorm(GELU(Linear(x)));   Q = Linear(x)
+
+    Their parameters lie in one tensor a layer, weights [E, in, out], so that each layer is one batched product. With
+    such small networks the number of calls is what costs.
 
     aggregate: "mean" (Table 5) or "min" (the field's usual, pessimistic choice).
     """
@@ -69,9 +72,9 @@ def chunk_return(rewards: Tensor, discount: float) -> Tensor:
     return rewards @ (discount ** torch.arange(rewards.shape[-1], dtype=rewards.dtype, device=rewards.device))
 
 
-def td_target(rewards: Tensor, masks: Tensor, next_q: Tensor, discount: float, horizon: int) -> Tensor:
+def td_target(returns: Tensor, masks: Tensor, next_q: Tensor, discount: float, horizon: int) -> Tensor:
     """y of Eq. 1 from the chunk's return [B], its mask [B] (0 = the task terminated) and Q_target(s', a') [B]."""
-    return rewards + discount**horizon * masks * next_q
+    return returns + discount**horizon * masks * next_q
 
 
 def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:

@@ -30,7 +30,9 @@ from tools.official import files
 
 # ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released."""
+    """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released.
+
+    A recording's last step is taken for a success, as it is in the official sets: leave failed ones out of yours."""
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
     widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
     widths |= {f"{side}/{key}": (n,) for side in ("obs", "next_obs") for key, n in sizes.items()}
@@ -39,7 +41,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         for name in files.in_order(file["data"]):
             demo = files.checked(file["data"][name], widths, name + "/")
             files.need(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
-            demo["dones"][-1] = 1                                          # recordings end with success
+            demo["dones"][-1] = 1
             columns["observations"].append(np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1))
             columns["actions"].append(demo["actions"])
             columns["rewards"].append(demo["rewards"] - 1)
@@ -113,7 +115,8 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     if config.data != "generated":
         from tools.official.fetch import fetch
         count = math.ceil(config.data_size / 1_000_000)    # official files hold 1M transitions each; 0 = all
-        found, why = fetch(task, folder, 2e9 if config.data == "auto" else float("inf"), count, READERS[task.suite])
+        most_bytes = 2e9 if config.data == "auto" else float("inf")            # more is fetched only where asked for
+        found, why = fetch(task, folder, most_bytes, count, READERS[task.suite])
         if found:
             return "official", "", found
         if config.data == "official":
@@ -126,16 +129,19 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     return "generated", why, [(path, files.record_of(path)) for path in made]
 
 
+def vouched(path: Path, record: Path, task: envs.Task) -> dict:
+    """The record of a file that has been read before, or can be read now. UserError otherwise."""
+    with files.one_line(path, task):
+        return files.trusted(path, record, lambda path: read(path, task))
+
+
 def load(config, say=print) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
     sha256, origin, transitions, episodes, successes, longest. UserError where there are no usable data."""
-    task, folder, records = envs.task(config.task), Path(config.data_dir or "data").expanduser(), []
+    task, folder = envs.task(config.task), Path(config.data_dir or "data").expanduser()
     with files.one_at_a_time(folder):                      # processes started side by side fetch or generate once
         kind, why, found = find(config, task, folder, say)
-        paths = [path for path, _ in found]
-        for path, record in found:
-            with files.one_line(path, task):
-                records.append(files.trusted(path, record, lambda path: read(path, task)))
+        paths, records = [path for path, _ in found], [vouched(path, record, task) for path, record in found]
         if len(paths) == 1:
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}

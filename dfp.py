@@ -89,7 +89,7 @@ class DFP:
         move_towards(self.critic_target, self.critic, self.config.target_rate)
         if self.improving:
             move_towards(self.actor_old, self.actor, self.config.ema_rate)       # line 7
-        self.optimizer.step()                                                    # theta and phi move here
+        self.optimizer.step()                                                    # lines 5 and 6: theta and phi move
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
         """L_Q(phi), Eq. 1 over chunks. The next one, a', is the policy's best of N', valued by the target critic."""
@@ -109,7 +109,7 @@ class DFP:
         # Line 4, first half: N_gen samples of pi_theta. Both losses push these.
         generated = sample(self.actor, obs, noise["generated"])                                     # [B, G, D]
 
-        # Line 5, L_BC (Eq. 18): the positive is the data's chunk.
+        # The loss of line 5, L_BC (Eq. 18): the positive is the data's chunk.
         bc_loss, bc_info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
         info = {f"bc_{name}": value for name, value in bc_info.items()} | {"bc_loss": bc_loss.mean()}
@@ -118,7 +118,7 @@ class DFP:
         if self.improving and c.topk_weight:
             # Line 4, second half: the positives are the K best of N candidates of pi_old.
             best = self.positives(obs, noise["candidates"])                                         # [B, K, D]
-            # Line 5, L_topK (Eq. 16).
+            # The loss of line 5, L_topK (Eq. 16).
             topk_loss, topk_info = drift_loss(generated, best, temperatures=c.temperatures)
             loss = loss + c.topk_weight * topk_loss.mean()
             info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}

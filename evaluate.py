@@ -1,4 +1,5 @@
-"""Rolls out a saved policy: success rate over seeded episodes, and a film.
+"""Success rate of a saved policy over seeded episodes, and a film. The episodes are played, chunk by chunk and open
+loop, by tools/simulators/evaluator.py; episode i begins from seed EVAL_SEED + i, so every policy meets the same ones.
 
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 [--best-of 1] [--film out.gif]
 """
@@ -36,7 +37,7 @@ def main() -> None:
         film.choose_renderer()                             # before anything imports mujoco, which looks only once
     policy = run.load(args.run)
     table = args.run / "evaluate.csv"
-    read_rows(table)                                       # what is no table is refused now, not after an hour
+    read_rows(table)                                       # UserError now, and not after an hour, for what is no table
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
     evaluator = Evaluator(envs.task(policy.config.task), args.workers or os.cpu_count())

@@ -34,19 +34,20 @@ from tools.training.files import in_one_line, read_newest
 
 @dataclasses.dataclass
 class Run:
-    """One run in the making: what the loops of train_offline.py and train_online.py work with."""
+    """One run in the making: what the loops of train_offline.py and train_online.py work with. Who makes it, and from
+    which seeds: tools/training/prepare.py."""
     config: Config
     folder: Path
     data: dict                       # where its data come from, as data.load tells
     buffer: ReplayBuffer
     algo: DFP                        # or a baseline
     # One generator per purpose, so that no purpose disturbs another. (Initial weights and training noise: dfp.py.)
-    batches: torch.Generator         # where batches begin
-    acting: torch.Generator          # the noise of line 1
+    batch_rng: torch.Generator       # draws where the chunks of a batch begin, line 3
+    acting_rng: torch.Generator      # draws the noise of line 1
     tracker: object = None           # called with each row of a table, for --log
     step: int = 0                    # the last one that is complete
     stage: str = "offline"
-    world: dict | None = None        # the Collector's state, where a resumed run is in the middle of an episode
+    world_state: dict | None = None        # the Collector's state, where a resumed run is in the middle of an episode
     stored: tuple = (0, 0)           # how many online transitions online.f32 holds, and their checksum
     started: float = dataclasses.field(default_factory=time.time)
 
@@ -54,7 +55,7 @@ class Run:
         """Between the stages: pi_old becomes a copy of pi_theta."""
         self.algo.start_online()
         # Anew, so that a run from a sibling's stage 1 equals one that ran it itself.
-        self.batches.manual_seed(self.config.seed + 3)
+        self.batch_rng.manual_seed(self.config.seed + 3)
 
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
@@ -102,7 +103,8 @@ def read_config(folder: str | Path) -> tuple[Config, dict]:
 
 
 def load(folder: str | Path, device: str = "cpu") -> DFP:
-    """A saved policy, ready to act: load(RUN).act(obs [n, O]) -> chunks [n, H, A]. UserError when there is none."""
+    """A saved policy, ready to act: load(RUN).act(obs [n, O]) -> chunks [n, H, A]. Its .step and .stage say where the
+    run stood. UserError when there is none."""
     folder = Path(folder)
     config, _ = read_config(folder)
     state = read_newest(folder / "checkpoint.pt") or read_newest(folder / "offline.pt")

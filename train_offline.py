@@ -15,15 +15,16 @@ from tools.training.stage import Stage, tell_end
 def offline_stage(run: Run) -> None:
     """Stage 1, from where the run stands; ends in offline.pt. L_topK is off (DFP.improving), but for Table 8."""
     c = run.config
-    # What it computes stands in dfp.DFP.update. tools/speed/fast.py only has it compiled.
+    # update(starts) is dfp.DFP.update on the chunks of the buffer that begin there. tools/speed/fast.py has it
+    # compiled.
     update = fast_update(run.algo, run.buffer)
 
     with Stage(run, "offline", c.offline_steps) as stage:                # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:
-            # Line 3. A mini-batch: where its B chunks begin, uniformly over D.
-            starts = run.buffer.starts(c.batch_size, run.batches)
+            # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D.
+            starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
-            # Lines 4-7. Samples, the losses of theta and phi, the gradient step, the averages.
+            # Lines 4-7. The gradient step: samples, the losses of theta and phi, Adam, the averages.
             info = update(starts)
 
             stage.end_step(info)

@@ -31,9 +31,10 @@ from train_offline import offline_stage
 def online_stage(run: Run) -> None:
     """Stage 2, from where the run stands."""
     c = run.config
-    # What these two compute stands in dfp.DFP.act and dfp.DFP.update. tools/speed/fast.py only has them compiled.
+    # act is dfp.DFP.act, and update(starts) is dfp.DFP.update on the chunks of the buffer that begin there. What
+    # tools/speed/fast.py adds is that they are compiled.
     act, update = fast_act(run.algo), fast_update(run.algo, run.buffer)
-    world = Collector(c.task, c.seed, run.world)     # the simulator, in a process of its own
+    world = Collector(c.task, c.seed, run.world_state)     # the simulator, in a process of its own
     first_update = c.offline_steps + c.warmup + 1    # the first online steps only collect, as in the released code
     last = c.offline_steps + c.online_steps
 
@@ -41,7 +42,7 @@ def online_stage(run: Run) -> None:
         for step in stage.steps:
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
-                chunk = act(world.obs[None], run.acting)[0]                      # [H, A]
+                chunk = act(world.obs[None], run.acting_rng)[0]                  # [H, A]
                 world.play(chunk)
 
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
@@ -53,10 +54,10 @@ def online_stage(run: Run) -> None:
 
             info = None
             if step >= first_update:
-                # Line 3. A mini-batch: where its B chunks begin, uniformly over D, which includes what is new.
-                starts = run.buffer.starts(c.batch_size, run.batches)
+                # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D, what is new included.
+                starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
-                # Lines 4-7. Samples, the losses of theta and phi, the gradient step, the averages.
+                # Lines 4-7. The gradient step: samples, the losses of theta and phi, Adam, the averages.
                 info = update(starts)
 
             stage.end_step(info)
@@ -66,7 +67,7 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
     """The whole run -> its folder; with several seeds, theirs."""
     require_updates(config)
     if config.seeds > 1:
-        from tools.speed import seeds
+        from tools.speed import seeds                # a loop of the same shape over several runs: seeds.loop
         return seeds.train(config, given, online=True)
     with prepare(config, given) as run:
         write_config(run)

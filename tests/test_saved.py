@@ -36,7 +36,7 @@ def made(folder, data="0" * 64, **knobs) -> run.Run:
     dataset |= dict(masks=np.ones(30), terminals=np.zeros(30))
     return run.Run(c, folder, dict(kind="generated", sha256=data),
                    ReplayBuffer(dataset, c.online_steps, c.chunk, c.discount), run.algorithm(c, OBS, ACTION, "cpu"),
-                   batches=torch.Generator().manual_seed(1), acting=torch.Generator().manual_seed(2))
+                   batch_rng=torch.Generator().manual_seed(1), acting_rng=torch.Generator().manual_seed(2))
 
 
 def go_on(one: run.Run, steps: int) -> None:
@@ -44,7 +44,7 @@ def go_on(one: run.Run, steps: int) -> None:
     for one.step in range(one.step + 1, one.step + 1 + steps):
         if one.stage == "online":
             one.buffer.add(np.ones(OBS), np.ones(ACTION), -1.0, False, False, np.ones(OBS))
-        info = one.algo.update(one.buffer.sample(4, one.batches))
+        info = one.algo.update(one.buffer.sample(4, one.batch_rng))
         append_row(one.folder / "train.csv", dict(step=one.step, stage=one.stage, q=info["q"].item()))
 
 
@@ -57,7 +57,7 @@ def whole(tmp_path_factory):
     append_row(one.folder / "eval.csv", dict(zip(EVAL_COLUMNS, (3, "offline", 0.5, 2, 7.5, -7.5, 1.25))))
     saving.save_offline(one)
     one.start_online()
-    one.stage, one.world = "online", dict(episode=2, obs=torch.ones(OBS), played=actions, left=actions)
+    one.stage, one.world_state = "online", dict(episode=2, obs=torch.ones(OBS), played=actions, left=actions)
     go_on(one, 3)
     one.buffer.end_episode()
     go_on(one, 2)
@@ -81,9 +81,9 @@ def plain(state):
 
 def state_of(one: run.Run):
     """Everything that restore() brings back."""
-    return plain(dict(algorithm=one.algo.state_dict(), step=one.step, stage=one.stage, world=one.world,
-                      online=one.buffer.online_rows(0), cuts=one.buffer.cuts, batches=one.batches.get_state(),
-                      acting=one.acting.get_state()))
+    return plain(dict(algorithm=one.algo.state_dict(), step=one.step, stage=one.stage, world=one.world_state,
+                      online=one.buffer.online_rows(0), cuts=one.buffer.cuts, batches=one.batch_rng.get_state(),
+                      acting=one.acting_rng.get_state()))
 
 
 def said(function, *arguments):

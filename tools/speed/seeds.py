@@ -154,7 +154,7 @@ class Stages:
 def loop(runs: list[Run], name: str, last: int) -> None:
     """The loop of train_online.py, or of train_offline.py where there is no world, up to step `last`."""
     c, update = runs[0].config, fast_updates(runs)
-    worlds = [Collector(c.task, run.config.seed, run.world) for run in runs] if name == "online" else []
+    worlds = [Collector(c.task, run.config.seed, run.world_state) for run in runs] if name == "online" else []
     only_collecting = c.offline_steps + c.warmup if worlds else 0
     acts = [fast_act(run.algo) for run in runs]
     with contextlib.ExitStack() as opened:
@@ -167,17 +167,17 @@ def loop(runs: list[Run], name: str, last: int) -> None:
                     run.buffer.end_episode()
             infos = None
             if step > only_collecting:
-                starts = [run.buffer.starts(c.batch_size, run.batches) for run in runs]             # line 3
+                starts = [run.buffer.starts(c.batch_size, run.batch_rng) for run in runs]             # line 3
                 infos = update(starts)                                                              # lines 4-7
             stages.end_step(infos)
     for run, world in zip(runs, worlds):
-        run.world = world.state_dict()
+        run.world_state = world.state_dict()
 
 
 def collect(run: Run, act, world: Collector) -> bool:
     """One environment step into the buffer; False where its episode was lost with its simulator."""
     if not world.playing:
-        world.play(act(world.obs[None], run.acting)[0])
+        world.play(act(world.obs[None], run.acting_rng)[0])
     transition = world.outcome()
     if transition:
         run.buffer.add(*transition)

@@ -58,8 +58,8 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
     with locked(folder):
         buffer = make_buffer(config, dataset, device)
         run = Run(config, folder, source, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
-                  batches=torch.Generator(buffer.device).manual_seed(config.seed + 1),
-                  acting=torch.Generator().manual_seed(config.seed + 2), tracker=make_tracker(config.log, folder))
+                  batch_rng=torch.Generator(buffer.device).manual_seed(config.seed + 1),
+                  acting_rng=torch.Generator().manual_seed(config.seed + 2), tracker=make_tracker(config.log, folder))
         restore(run)
         yield run
 

@@ -19,8 +19,8 @@ def save(run: Run, world=None) -> None:
     check_finite(run)                                            # a broken state must not replace a good one
     save_state(run.folder / "checkpoint.pt", dict(
         algorithm=run.algo.state_dict(), online=save_online(run), step=run.step, stage=run.stage,
-        world=world.state_dict() if world else run.world, config=run.config.plain(), data=run.data["sha256"],
-        device=run.buffer.device.type, batches=run.batches.get_state(), acting=run.acting.get_state()))
+        world=world.state_dict() if world else run.world_state, config=run.config.plain(), data=run.data["sha256"],
+        device=run.buffer.device.type, batches=run.batch_rng.get_state(), acting=run.acting_rng.get_state()))
 
 
 def restore(run: Run) -> None:
@@ -37,10 +37,10 @@ def restore(run: Run) -> None:
         refuse_another(run, state)
         load_networks(run.algo, state, run.folder)
         load_online(run, state["online"])
-        run.step, run.stage, run.world = state["step"], state["stage"], state["world"]
-        run.acting.set_state(state["acting"])
+        run.step, run.stage, run.world_state = state["step"], state["stage"], state["world"]
+        run.acting_rng.set_state(state["acting"])
         if state["device"] == run.buffer.device.type:            # a generator's state only fits the device it came from
-            run.batches.set_state(state["batches"])
+            run.batch_rng.set_state(state["batches"])
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} is no checkpoint of this version ({type(error).__name__} {error}); "
                         "another --out starts over") from None
