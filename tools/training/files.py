@@ -102,7 +102,7 @@ def read_newest(path: Path, set_aside: bool = False) -> dict | None:
 
 
 def in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:200]
+    return " ".join(f"{type(error).__name__} {error}".split())[:150]
 
 
 # ------------------------------------------------------------------------------------------------------------- tables

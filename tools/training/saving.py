@@ -26,7 +26,7 @@ def save(run: Run, world=None) -> None:
 def restore(run: Run) -> None:
     """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
     path = run.folder / "checkpoint.pt"
-    state = read_newest(path, set_aside=True)
+    state = read_newest(path, set_aside=run.config.resume)
     if state is None:
         if not offline_state(run, run.folder / "offline.pt"):
             cut_rows_after(run.folder, 0)    # a run that died before its first checkpoint starts over
