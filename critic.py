@@ -50,7 +50,8 @@ class Critic(nn.Module):
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
         x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, B, O+D]
-        for weight, bias, gain, offset in zip(self.weights[:-1], self.biases[:-1], self.gains, self.offsets):
+        # zip ends with the shorter lists, LayerNorm's: the last layer comes after the loop.
+        for weight, bias, gain, offset in zip(self.weights, self.biases, self.gains, self.offsets):
             x = gelu(x @ weight + bias)
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
             x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]

@@ -21,10 +21,10 @@ import envs
 import test_fetch
 import toy
 from conftest import ROOT
-from tools.training.files import read_newest
 from test_fetch import host  # noqa: F401  a fixture
 from tools.official import files
 from tools.standins import generate
+from tools.training.files import read_newest
 
 KNOBS = (" --preset quick --no-compile --hidden 16 --layers 2 --batch-size 8 --offline-steps 30 --online-steps 40 "
          "--warmup 5 --eval-every 12 --eval-episodes 3 --log-every 5 --threads 1 --precision fp32 --resume")

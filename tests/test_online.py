@@ -20,10 +20,10 @@ from buffer import ReplayBuffer
 from config import UserError
 from data import read
 from run import algorithm, read_config
-from tools.training.files import read_newest
 from tools.simulators import process
 from tools.simulators.collector import Collector
 from tools.simulators.evaluator import Evaluator
+from tools.training.files import read_newest
 
 
 def collected(world, act, count: int) -> list:

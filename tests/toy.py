@@ -106,8 +106,7 @@ def leaves(state) -> dict:
 
 def assert_same_runs(one: Path, two: Path) -> None:
     """Bit for bit: tables, transitions, and all of a state but for the knobs, which say where the folder lies."""
-    from tools.training.files import read_state                                   # late: a simulator's process does without torch
-    from tools.training.files import read_rows
+    from tools.training.files import read_rows, read_state       # late: a simulator's process does without torch
     for name in ("train.csv", "eval.csv"):
         a, b = ([row | {"seconds": ""} for row in read_rows(folder / name)] for folder in (one, two))
         assert a == b, name
