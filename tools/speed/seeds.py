@@ -24,7 +24,7 @@ from tools.simulators.collector import Collector
 from tools.speed.fast import compiled, fast_act, recorded
 from tools.training.prepare import load_data, prepare, write_config
 from tools.training.saving import refuse_complete, save_offline, take_offline
-from tools.training.stage import Interrupted, Stage, tell_end
+from tools.training.stage import Stage, tell_end
 
 NETWORKS = ("actor", "actor_old", "critic", "critic_target")
 
@@ -142,8 +142,7 @@ class Stages:
     def end_step(self, infos: list | None = None) -> None:
         for stage, info in zip(self.stages, infos or [None] * len(self.stages)):
             stage.record(info)
-        if self.stages[0].stop.asked:
-            raise Interrupted
+        self.stages[0].stop.obey()
 
     def __exit__(self, *error) -> None:
         with contextlib.ExitStack() as each:                     # whatever the first raises, the others save too

@@ -39,6 +39,10 @@ class Stop:
             raise KeyboardInterrupt
         self.asked = True
 
+    def obey(self) -> None:
+        if self.asked:
+            raise Interrupted
+
     def restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
@@ -67,14 +71,14 @@ class Stage:
     def steps(self):
         """The numbers of the steps that are left. A step whose end_step() was not called comes again."""
         self.evaluate()                      # step 0, or an evaluation that was cut short
+        self.stop.obey()
         while self.run.step < self.last:
             yield self.run.step + 1
 
     def end_step(self, info: dict | None = None) -> None:
         """The step is complete. info: what its update returned, None where there was none."""
         self.record(info)
-        if self.stop.asked:
-            raise Interrupted
+        self.stop.obey()
 
     def record(self, info: dict | None) -> None:
         """Counts the step, and does what is due after it: a row of train.csv, a checkpoint, an evaluation."""
@@ -91,16 +95,16 @@ class Stage:
             self.evaluate()
 
     def evaluate(self) -> None:
-        """One row of eval.csv, if this step is due one and has none, and the curve."""
+        """One row of eval.csv, if this step is due one and has none, and the curve. A stop ends it without."""
         run, c = self.run, self.run.config
-        if run.step % c.eval_every and run.step not in self.ends:
+        if self.stop.asked or run.step % c.eval_every and run.step not in self.ends:
             return
         if not any(int(row["step"]) == run.step for row in read_rows(run.folder / "eval.csv")):
             episodes = c.final_episodes if run.step in self.ends else c.eval_episodes
             self.bar.set_postfix_str(f"evaluating, {episodes} episodes")
             result = self.evaluator(run.algo.act, episodes, stop=lambda: self.stop.asked)
             if result is None:
-                raise Interrupted
+                return
             self.bar.set_postfix_str(f"success={result['success']:.0%}")
             row = result | dict(step=run.step, stage=self.name, seconds=round(time.time() - run.started, 1))
             self.append("eval.csv", {name: row[name] for name in EVAL_COLUMNS})
