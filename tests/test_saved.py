@@ -16,13 +16,12 @@ from torch.utils import _pytree as pytree
 
 import run
 from buffer import FIELDS, ReplayBuffer
-from tools.training import files
 from config import UserError, build
 from test_scripts import script
 from tools.standins import generate
-from tools.training import command_line, saving
-from tools.training.prepare import write_config
+from tools.training import command_line, files, saving
 from tools.training.files import EVAL_COLUMNS, append_row, cut_rows_after, read_rows
+from tools.training.prepare import write_config
 
 CONFIG = dict(task="lift", preset="quick", hidden=8, layers=2, batch_size=4, offline_steps=3, online_steps=50, warmup=1,
               resume=True, compile=False)

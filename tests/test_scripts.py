@@ -18,12 +18,11 @@ import pytest
 import torch
 
 import run
-from tools.training import files
 from config import UserError
 from conftest import ROOT
 from dfp import DFP
 from tools.official import fetch
-from tools.training import command_line
+from tools.training import command_line, files
 from tools.training.prepare import locked
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 "
@@ -149,7 +148,7 @@ def test_existing_run_asks_for_resume_and_finished_one_can_be_extended(first, ho
     assert "--resume" in script("train_online.py", folder, home, code=2)
     assert "beyond the 50 asked for" in script("train_online.py", folder, home, "--resume --online-steps 20", code=2)
     assert "stage 1" in script("train_online.py", folder, home, "--resume --offline-steps 40", code=2)
-    older = files.read_state(out / "checkpoint.pt")                # saved before a knob was invented: nothing to disagree
+    older = files.read_state(out / "checkpoint.pt")              # saved before a knob was invented: nothing to disagree
     older["config"].pop("precision")
     files.save_state(out / "checkpoint.pt", older)
     script("train_online.py", folder, home, "--resume --online-steps 50")

@@ -74,7 +74,8 @@ def read_state(path: Path) -> dict:
             raise ValueError("another checksum")
         return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except Exception as error:                                   # for a broken file torch raises almost anything
-        problem = f"{path} is not a readable checkpoint ({in_one_line(error)}); move it away to start over"
+        reason = error if type(error) is ValueError else type(error).__name__        # torch's own text says little
+        problem = f"{path} is not a readable checkpoint ({reason}); move it away to start over"
         raise UserError(problem) from None
 
 
