@@ -120,9 +120,10 @@ class Stage:
         run, good = self.run, self.run.folder / "checkpoint.pt"
         self.bar.close()
         self.evaluator.close()
-        self.stop.restore()
         if kind is Interrupted:
             save(run, self.world)
+        self.stop.restore()
+        if kind is Interrupted:
             print(f"\nstopped at step {run.step} and saved; continue with:  {resume_command(run)}", flush=True)
             raise SystemExit(130) from None
         if isinstance(error, UserError):
