@@ -8,8 +8,9 @@ A task has one of three formats, each with a reader below:
     ogbench     npz, undirected play in cube, scene and puzzle: states and actions; rewards follow from a task's goal
     own         HDF5 or npz, the six arrays themselves (docs/own_task.md)
 
---data says where files come from: official ones are found on disk or downloaded, generated ones are made in the
-simulator, auto is official where possible and generated, loudly, where not; anything else is a file of your own.
+--data says where files come from: official ones are found on disk or downloaded; generated ones were made in the
+simulator, and those of lift, can and square lie in standins/; auto is official where possible and generated, loudly,
+where not; anything else is a file of your own.
 
     python data.py --task square                what a run would train on; fetches or generates what is missing
     python data.py --task square --picture      ... drawn: lengths, paths of hand and object (figures/data-square.png)
@@ -27,27 +28,33 @@ import envs
 from buffer import FIELDS
 from config import SOURCES, UserError
 from tools.official import files
+from tools.training.files import one_at_a_time
+
+SHIPPED, SHIPPED_SIZE = Path(__file__).parent / "standins", 300        # demonstrations, of lift, can and square each
 
 # ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released.
 
-    A recording's last step is taken for a success, as it is in the official sets: leave failed ones out of yours."""
+    A recording's last step is taken for a success, as it is in the official sets: leave failed ones out of yours. Where
+    there is no next_obs it is the obs of the next step. The last one is then unknown, and as its mask is 0 not used."""
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
     widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
-    widths |= {f"{side}/{key}": (n,) for side in ("obs", "next_obs") for key, n in sizes.items()}
     columns = {name: [] for name in FIELDS}
     with h5py.File(path, "r") as file:
         for name in files.in_order(file["data"]):
-            demo = files.checked(file["data"][name], widths, name + "/")
+            sides = [side for side in ("obs", "next_obs") if side == "obs" or side in file["data"][name]]
+            all_widths = widths | {f"{side}/{key}": (n,) for side in sides for key, n in sizes.items()}
+            demo = files.checked(file["data"][name], all_widths, name + "/")
+            obs, *next_obs = (np.concatenate([demo[f"{side}/{key}"] for key in sizes], axis=1) for side in sides)
             files.need(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
             demo["dones"][-1] = 1
-            columns["observations"].append(np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1))
+            columns["observations"].append(obs)
             columns["actions"].append(demo["actions"])
             columns["rewards"].append(demo["rewards"] - 1)
             columns["masks"].append(1 - demo["dones"])
             columns["terminals"].append(demo["dones"])
-            columns["next_observations"].append(np.concatenate([demo[f"next_obs/{key}"] for key in sizes], axis=1))
+            columns["next_observations"].append(next_obs[0] if next_obs else np.concatenate([obs[1:], obs[-1:]]))
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
@@ -122,9 +129,12 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
         if config.data == "official":
             raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
                             "--data generated makes a stand-in")
-        say(f"*** NO OFFICIAL DATA ({why}). A stand-in is generated in the simulator; results are marked so. ***")
+        say(f"*** NO OFFICIAL DATA ({why}). Stand-ins made in the simulator take their place; results are marked so. ***")
+    size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
+    if task.suite == "robomimic" and size == SHIPPED_SIZE:
+        path = SHIPPED / f"{task.name}.hdf5"
+        return "generated", why, [(path, files.record_of(folder / "standins" / path.name))]
     from tools.standins.generate import generate
-    size = config.data_size or (300 if task.suite == "robomimic" else 1_000_000)
     made = generate(task, size, folder / "generated", config.goal_share, config.workers or os.cpu_count())
     return "generated", why, [(path, files.record_of(path)) for path in made]
 
@@ -139,7 +149,7 @@ def load(config, say=print) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
     sha256, origin, transitions, episodes, successes, longest. UserError where there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data").expanduser()
-    with files.one_at_a_time(folder):                      # processes started side by side fetch or generate once
+    with one_at_a_time(folder):                            # processes started side by side fetch or generate once
         kind, why, found = find(config, task, folder, say)
         paths, records = [path for path, _ in found], [vouched(path, record, task) for path, record in found]
         if len(paths) == 1:

@@ -65,6 +65,18 @@ def task(name: str | Task) -> Task:
     return TABLE[name]
 
 
+def list_tasks() -> str:
+    """A line for each task, as --task list prints them."""
+    lines = [f"{'task':22}{'suite':11}{'observation':>12}{'action':>8}{'horizon':>9}   official data"]
+    for name in TASKS:
+        t = TABLE[name]
+        size = {"robomimic": "300 demonstrations", "own": "yours"}.get(t.suite, "1M transitions of play")
+        if t.source == "cube-quadruple":
+            size = "100M transitions of play"
+        lines.append(f"{name:22}{t.suite:11}{t.obs_dim:12}{t.action_dim:8}{t.horizon:9}   {size}")
+    return "\n".join(lines)
+
+
 def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
     observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry.

@@ -1,7 +1,8 @@
 """Success rate of a saved policy over seeded episodes, and a film. The episodes are played, chunk by chunk and open
 loop, by tools/simulators/evaluator.py; episode i begins from seed EVAL_SEED + i, so every policy meets the same ones.
 
-    python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 [--best-of 1] [--film out.gif]
+    python evaluate.py policies/lift --film lift.gif                     a policy that comes with this project
+    python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 --best-of 1
 """
 import os
 from pathlib import Path
@@ -48,8 +49,9 @@ def main() -> None:
     best_of = args.best_of or policy.config.best_of
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
-    row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
-    append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})                   # kept for tools/report
+    if not run.is_exported(args.run):
+        row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
+        append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})               # kept for tools/report
 
 
 if __name__ == "__main__":

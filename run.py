@@ -10,6 +10,7 @@
         curve.png        eval.csv, drawn
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`
+    run.export("runs/lift/dfp/generated/quick/seed0", "policies/lift")                 the policy alone, to give away
 
 How these files are written, whole or not at all, stands in tools/training/files.py; what a checkpoint of a run in
 progress contains, in tools/training/saving.py.
@@ -26,10 +27,12 @@ from torch import Tensor
 import config as config_module
 import envs
 from buffer import ReplayBuffer
-from config import METHODS, Config, UserError
+from config import METHODS, SOURCES, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
-from tools.training.files import in_one_line, read_newest
+from tools.training.files import in_one_line, read_newest, save_state, write_whole
+
+ACTING = ("actor", "critic")         # the networks that choose an action
 
 
 @dataclasses.dataclass
@@ -107,14 +110,42 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     run stood. UserError when there is none."""
     folder = Path(folder)
     config, _ = read_config(folder)
-    state = read_newest(folder / "checkpoint.pt") or read_newest(folder / "offline.pt")
-    if state is None:
-        raise UserError(f"{folder} holds no checkpoint yet")
+    state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
+    if is_exported(folder):                      # what only training needs stays as it is
+        state["algorithm"] = policy.state_dict() | {name: state["algorithm"].get(name) for name in ACTING}
     load_networks(policy, state, folder)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy
+
+
+def newest(folder: Path) -> dict:
+    """The newest state in a folder, of training or exported. UserError when there is none."""
+    for name in ("checkpoint.pt", "offline.pt", "policy.pt"):
+        if state := read_newest(folder / name):
+            return state
+    raise UserError(f"{folder} holds no checkpoint yet")
+
+
+def is_exported(folder: Path) -> bool:
+    return (folder / "policy.pt").exists()
+
+
+def export(folder: str | Path, to: str | Path) -> None:
+    """A run's policy alone, into a folder of its own: what acts, and a config.json without paths. load() and
+    evaluate.py take it like a run. UserError where the second folder holds a run."""
+    (config, record), state, to = read_config(folder), newest(Path(folder)), Path(to)
+    if (to / "config.json").exists() and not is_exported(to):
+        raise UserError(f"{to} holds a run already")
+    kind = record["data"]["kind"]
+    config = dataclasses.replace(config, data=kind if kind in SOURCES else "auto", data_dir="", out="runs")
+    counts = {name: record["data"].get(name) for name in ("kind", "sha256", "transitions", "episodes")}
+    to.mkdir(parents=True, exist_ok=True)
+    networks = {name: state["algorithm"][name] for name in ACTING}
+    save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
+    record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
+    write_whole(to / "config.json", json.dumps(record, indent=1).encode())
 
 
 def load_networks(algo: DFP, state: dict, where: Path) -> None:

@@ -8,23 +8,14 @@ import torch
 from scipy import stats
 
 from baselines.flow import BFN, FQL, euler, flow_loss
-from baselines.meanflow import MVP, MeanFlowActor, mean_flow, total_derivative, two_times
+from baselines.meanflow import MVP, MeanFlowActor, MVPTopK, mean_flow, total_derivative, two_times
 from config import METHODS, TOPK, build
 from critic import Critic
 from dfp import DFP
-from run import algorithm
-from test_dfp import A, OBS, equal, make_batch
+from test_dfp import A, B, OBS, equal, make, make_batch
 from tools.speed.fast import CompiledUpdate
 
-B, D = 8, 5 * A
-
-
-def make(method, online=False, device="cpu", **knobs):
-    small = dict(task="lift", preset="quick", hidden=16, layers=2, batch_size=B, compile=False, precision="fp32")
-    algo = algorithm(build(small | dict(method=method) | knobs), OBS, A, device)
-    if online:
-        algo.start_online()
-    return algo
+D = 5 * A
 
 
 def batch_for(algo, seed=0):
@@ -61,21 +52,9 @@ def test_flow_loss_by_hand():
     assert loss(torch.tensor([[1.0, 0.0]])).item() == 0.25**2 / 2
 
 
-def test_flow_recovers_a_known_field():
-    """Data in one point c: the field is (c - x) / (1 - t), and Euler lands on c exactly, in any number of steps."""
-    c, noise = torch.tensor([0.3, -0.4]), torch.randn(6, 2)
-
-    def field(x, time):
-        return (c - x) / (1 - time)
-    assert flow_loss(field, c.expand(6, 2), noise, 0.9 * torch.rand(6, 1)) < 1e-10
-    for steps in (1, 3, 10):
-        assert torch.allclose(euler(field, noise, steps), c.expand(6, 2), atol=1e-5)
-
-
 def test_student_gradient_by_hand():
     """With Q = sum of the chunk, the gradient on the student's last bias is known: 2 alpha (mu - teacher) / (B D) pulls
-    even outside the bounds, -1 / B climbs Q inside them only. The teacher learns from the data alone, the critic not
-    at all."""
+    even outside the bounds, -1 / B climbs Q inside them only. (Teacher and critic: test_golden.py.)"""
     algo = make("qc-fql", distill_weight=3.0)
     last = algo.actor.student.mlp.linears[-1]
     with torch.no_grad():
@@ -93,25 +72,8 @@ def test_student_gradient_by_hand():
     assert inside.any(0)[2] and not inside.all(0)[2] and not inside[:, 0].any()
     expected = (2 * 3.0 * (student - teacher) / (B * D) - inside / B).sum(0)
 
-    found = gradients(algo, batch, noise)
+    gradients(algo, batch, noise)
     assert torch.allclose(last.bias.grad, expected, atol=1e-6)
-    assert all(p.grad is None for p in algo.critic.parameters())
-
-    algo.optimizer.zero_grad(set_to_none=True)
-    BFN.actor_loss(algo, batch, noise)[0].backward()
-    alone = {name: p.grad for name, p in algo.actor.named_parameters() if p.grad is not None}
-    assert {name.split(".")[0] for name in alone} == {"mlp"}
-    assert all(torch.equal(found[name], alone[name]) for name in alone)
-
-
-def test_students_q_is_the_ensembles_mean_whatever_aggregates():
-    algo = make("qc-fql", q_aggregate="min")
-    batch, noise = batch_for(algo), algo.draw_noise(B)
-    with torch.no_grad():
-        student = algo.actor(batch["observations"], noise["student"]).clamp(-1, 1)
-        q = algo.critic(batch["observations"], student)                                             # [E, B]
-        assert algo.actor_loss(batch, noise)[1]["q_loss"] == pytest.approx(-q.mean().item(), abs=1e-6)
-    assert q.amin(0).mean() < q.mean() - 1e-4
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -122,19 +84,13 @@ def test_noise_is_normal_and_the_flows_times_uniform(method):
         assert np.abs(expected - np.linspace(0, 1, len(draws))).max() < 0.02, name      # Kolmogorov's distance
 
 
-def test_flow_acts_with_its_steps_and_fql_with_one():
-    bfn, fql = make("qc-bfn"), make("qc-fql")
-    asked = []
-    for algo in (bfn, fql):
-        algo.actor.mlp.register_forward_hook(lambda *_: asked.append("flow"))
-        algo.critic.register_forward_hook(lambda *_: asked.append("critic"))
-    fql.actor.student.register_forward_hook(lambda *_: asked.append("student"))
-    obs = make_batch()["observations"]
-    bfn.act(obs)
-    assert asked == ["flow"] * 10 + ["critic"]
-    asked.clear()
-    fql.act(obs)
-    assert asked == ["student"]
+@pytest.mark.parametrize("method, passes", [("qc-bfn", ["mlp"] * 10 + ["critic"]), ("qc-fql", ["student"])])
+def test_flow_acts_with_its_steps_and_fql_with_one(method, passes):
+    algo, asked = make(method), []
+    for name, part in (*algo.actor.named_children(), ("critic", algo.critic)):
+        part.register_forward_hook(lambda *_, name=name: asked.append(name))
+    algo.act(make_batch()["observations"])
+    assert asked == passes
 
 
 # --------------------------------------------------------------------------------------------------------- mean flow
@@ -179,30 +135,22 @@ def test_two_times():
     assert torch.allclose(t[:, 0], torch.tensor([0.7310586, 0.9308616, 1 - 1e-6]))
 
 
-def test_topk_variant_differs_by_its_term_alone():
-    """(The term's own value: test_golden.py.)"""
-    for online in (False, True):
-        plain, variant = make("mvp", online), make("mvp-topk", online)
-        batch, noise = batch_for(plain), variant.draw_noise(B)
-        loss, (other, info) = plain.actor_loss(batch, noise)[0], variant.actor_loss(batch, noise)
-        assert torch.equal(other, loss + 0.5 * info["topk_loss"] if online else loss)
-    # pi_old moves in the variant alone, and weight 0 makes the variant the plain method.
-    noise, silent = variant.draw_noise(B), make("mvp-topk", online=True, topk_weight=0.0)
-    silent.positives = None                                         # proposals are not even made
-    old = copy.deepcopy(plain.actor_old)
-    for _ in range(2):
-        plain.update(batch, noise)
-        silent.update(batch, noise)
-    assert equal(plain.actor, silent.actor) and equal(plain.actor_old, old) and not equal(silent.actor_old, old)
+@pytest.mark.parametrize("method, control", [("dfp", "dfp-no-topk"), ("mvp-topk", "mvp")])
+def test_topk_variant_differs_by_its_term_alone(method, control):
+    """Online alone. (The term's own value: test_golden.py.)"""
+    plain, online, silent = make(control), make(method, online=True), make(method, online=True, topk_weight=0.0)
+    batch, noise = batch_for(plain), online.draw_noise(B)
+    loss, (other, info) = plain.actor_loss(batch, noise)[0], online.actor_loss(batch, noise)
+    assert torch.equal(other, loss + 0.5 * info["topk_loss"])
+    silent.positives = None                                         # with weight 0 proposals are not even made
+    for same in (make(method), silent):
+        assert torch.equal(same.actor_loss(batch, noise)[0], loss)
 
 
 def test_weights_are_read():
-    losses = {}
-    for bc_weight, ivc_weight in ((1.0, 0.0), (1.0, 1.0), (1.0, 2.0), (3.0, 1.0)):
-        algo = make("mvp", bc_weight=bc_weight, ivc_weight=ivc_weight)
-        losses[bc_weight, ivc_weight], info = algo.actor_loss(batch_for(algo), algo.draw_noise(B))
-    assert losses[1, 0] == info["mf_loss"] and losses[3, 1] == 3 * losses[1, 1]
-    assert torch.allclose(losses[1, 2] - losses[1, 1], info["ivc_loss"])
+    algo = make("mvp", bc_weight=3.0, ivc_weight=2.0)
+    loss, info = algo.actor_loss(batch_for(algo), algo.draw_noise(B))
+    assert torch.allclose(loss, 3 * (info["mf_loss"] + 2 * info["ivc_loss"]))
 
 
 # ---------------------------------------------------------------------------------------------- one interface for all
@@ -213,61 +161,53 @@ def test_update_act_and_state(method):
 
     def act(**how):
         return algo.act(obs, torch.Generator().manual_seed(3), **how)
-
-    def value(chunk):
-        return algo.critic.value(obs, chunk.flatten(1)).mean()
-    for stage in ("offline", "online"):
-        assert algo.improving == (stage == "online" and method in TOPK)            # pi_old belongs to L_topK
+    for improving in (False, method in TOPK):                                      # offline; online
+        assert algo.improving == improving                                         # pi_old belongs to L_topK
+        pi_old = copy.deepcopy(algo.actor_old)
         for i in range(3):
             before = copy.deepcopy(algo.actor), copy.deepcopy(algo.critic)
             info = algo.update(batch_for(algo, i))
             assert all(v.dim() == 0 and v.isfinite() and not v.requires_grad for v in info.values())
             assert {"critic_loss", "actor_loss"} <= set(info)
+            assert ("topk_loss" in info) == (improving and algo.config.topk_weight > 0)
             for network, old in zip((algo.actor, algo.critic), before):            # every parameter learns
                 assert not any(torch.equal(p, q) for p, q in zip(network.parameters(), old.parameters()))
+        assert equal(algo.actor_old, pi_old) != improving
         chunk = act()
         assert chunk.shape == (B, algo.chunk, A) and chunk.dtype == torch.float32 and chunk.abs().max() <= 1
-        assert torch.equal(chunk, act()) and act(best_of=1).shape == chunk.shape
-        if algo.config.best_of > 1:                             # the chosen chunk is no worse than the raw policy's
-            assert not torch.equal(chunk, act(best_of=1)) and value(chunk) > value(act(best_of=1))
-        # A saved state, read into another object, goes on exactly.
+        assert torch.equal(chunk, act()) and torch.equal(chunk, act(best_of=1)) == (algo.config.best_of == 1)
+        # A saved state, read into another object, goes on exactly, also where that one acts in between.
         other.load_state_dict(copy.deepcopy(algo.state_dict()))
         for i in range(3):
-            one, two = algo.update(batch_for(algo, i)), other.update(batch_for(algo, i))
-            assert one == two
+            assert algo.update(batch_for(algo, i)) == other.update(batch_for(algo, i))
+            other.act(obs, torch.Generator().manual_seed(i))
         for name in ("actor", "actor_old", "critic", "critic_target"):
             assert equal(getattr(algo, name), getattr(other, name)), name
         algo.start_online()
+        assert equal(algo.actor_old, algo.actor) == (method in TOPK)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_update_is_a_function_of_batch_and_noise(method):
-    """In both stages; neither the algorithm's own generator nor torch's global one plays a part."""
+    """Neither the algorithm's own generator nor torch's global one plays a part. Another critic makes another actor
+    step where Q shapes the actor, and only there."""
     for online in (False, True):
-        one, two = make(method, online), make(method, online)
-        noise = one.draw_noise(B)
-        torch.manual_seed(1)
-        info = one.update(batch_for(one), noise)
-        torch.manual_seed(2)
-        assert info == two.update(batch_for(two), noise)
-        assert equal(one.actor, two.actor) and equal(one.critic, two.critic)
+        one, two, other = (make(method, online) for _ in range(3))
+        for p in other.critic.parameters():
+            p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
+        noise, infos = one.draw_noise(B), []
+        for algo in (one, two, other):
+            torch.manual_seed(len(infos))
+            infos.append(algo.update(batch_for(algo), noise))
+        assert infos[0] == infos[1] and equal(one.actor, two.actor) and equal(one.critic, two.critic)
+        listens = ("fql", "qc-fql", "dfp", "mvp-topk") if online else ("fql", "qc-fql")
+        assert equal(one.actor, other.actor) == (method not in listens)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_whose_actor_listens_to_the_critic(method):
-    """Online, another critic makes another actor step where Q shapes the actor, and only there."""
-    one, two = make(method, online=True), make(method, online=True)
-    for p in two.critic.parameters():
-        p.data = torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-    noise = one.draw_noise(B)
-    one.update(batch_for(one), noise)
-    two.update(batch_for(two), noise)
-    assert equal(one.actor, two.actor) == (method in ("bfn", "qc-bfn", "mvp", "dfp-no-topk"))
-
-
-@pytest.mark.parametrize("method, samples", [("bfn", 4), ("qc-bfn", 32), ("fql", 1), ("qc-fql", 1), ("mvp", 16),
-                                             ("mvp-topk", 16), ("dfp", 4), ("dfp-no-topk", 4)])
-def test_bootstrap_by_hand(method, samples):
+@pytest.mark.parametrize("method, kind, samples", [
+    ("bfn", BFN, 4), ("qc-bfn", BFN, 32), ("fql", FQL, 1), ("qc-fql", FQL, 1), ("mvp", MVP, 16),
+    ("mvp-topk", MVPTopK, 16), ("dfp", DFP, 4), ("dfp-no-topk", DFP, 4)])
+def test_bootstrap_by_hand(method, kind, samples):
     """a' of Eq. 1: the best by Q_phi of as many samples as the method acts with, valued by the target critic."""
     algo = make(method)
     for network in (algo.actor, algo.critic):                       # the initial ones are nearly flat
@@ -281,7 +221,7 @@ def test_bootstrap_by_hand(method, samples):
             best = max(tried, key=lambda action: algo.critic(obs, action).mean().item())
             next_q.append(algo.critic_target(obs, best).mean())
         target = batch["rewards"] + 0.99**algo.chunk * batch["masks"] * torch.stack(next_q)
-    assert len(tried) == samples == algo.config.best_of
+    assert type(algo) is kind and len(tried) == samples == algo.config.best_of
     assert torch.allclose(algo.critic_loss(batch, noise)[1]["target_q"], target.mean(), rtol=1e-5)
 
 
@@ -289,32 +229,27 @@ def test_bootstrap_by_hand(method, samples):
 @pytest.mark.parametrize("masked", [True, False])
 def test_next_episode_is_not_imitated(method, masked):
     """Chunk steps past an episode's end are no regression target (the baselines' networks still see them in x_t, as
-    released)."""
+    released), and the critic leaves such chunks out in any case."""
     algo = make(method, mask_bc=masked)
-    batch = batch_for(algo)
+    batch, noise = batch_for(algo), algo.draw_noise(B)
     batch["valid"][:, 3:] = 0
-    gradient = gradients(algo, batch, algo.draw_noise(B))["mlp.linears.2.bias"].unflatten(0, (5, A))
-    assert (gradient[:3] != 0).all() and ((gradient[3:] == 0) == masked).all()
+    assert algo.critic_loss(batch, noise)[0] == 0
+    gradient = gradients(algo, batch, noise)
+    last = gradient["mlp.linears.2.bias"].unflatten(0, (5, A))
+    assert (last[:3] != 0).all() and ((last[3:] == 0) == masked).all()
+    if method == "dfp":
+        batch["actions"][:, 3:] = 0.77
+        other = gradients(algo, batch, noise)
+        assert all(torch.equal(gradient[name], other[name]) for name in gradient) == masked
 
 
 def test_siblings_share_stage_1_and_families_do_not():
     knobs = {method: build(dict(task="lift", method=method)).stage1_knobs() for method in METHODS}
     pairs = [(a, b) for a in METHODS for b in METHODS if a < b and knobs[a] == knobs[b]]
     assert pairs == [("mvp", "mvp-topk"), ("dfp", "dfp-no-topk")]
-    for a, b in pairs:                                              # and what the knobs promise is true
-        one, two = make(a), make(b)
-        for i in range(3):
-            one.update(batch_for(one, i))
-            two.update(batch_for(two, i))
-        assert equal(one.actor, two.actor) and equal(one.critic, two.critic)
-        make(b).load_state_dict(one.state_dict())
+    # And what the knobs promise is true: test_topk_variant_differs_by_its_term_alone, test_scripts.py.
     # Equal knobs in another family are another stage 1.
     assert build(dict(method="qc-fql", best_of=16)).stage1_knobs() != build(dict(method="mvp")).stage1_knobs()
-
-
-def test_classes():
-    expected = {"bfn": BFN, "qc-bfn": BFN, "fql": FQL, "qc-fql": FQL, "mvp": MVP, "dfp": DFP, "dfp-no-topk": DFP}
-    assert all(type(make(method)) is kind for method, kind in expected.items())
 
 
 @pytest.mark.usefixtures("compiler")

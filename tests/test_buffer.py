@@ -96,10 +96,11 @@ def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
     assert other.size == buffer.size == 4 + len(steps) and other.cuts == buffer.cuts
     one, two = (b.transitions(torch.arange(b.size)) for b in (buffer, other))
     assert list(one) == list(FIELDS) and all(torch.equal(one[name], two[name]) for name in FIELDS)
-    assert one["terminals"][4:].tolist() == [terminated or truncated or lost for terminated, truncated, lost, _ in steps]
+    assert one["terminals"][4:].tolist() == [any(ends) for *ends, _ in steps]
+    assert one["masks"][4:].tolist() == [not terminated for terminated, *_ in steps]         # a cut terminates nothing
 
 
-def test_data_end_is_a_seam_and_a_cut_episode_too():
+def test_data_end_is_a_seam():
     dataset = make_dataset([6], [False])
     dataset["terminals"][-1] = 0                                 # even where a file forgot to say so
     buffer = ReplayBuffer(dataset, 10, 3, GAMMA)
@@ -107,10 +108,6 @@ def test_data_end_is_a_seam_and_a_cut_episode_too():
     for _ in range(4):
         add(buffer)
     assert buffer.chunks(torch.tensor([4, 5, 6]))["valid"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-    buffer.end_episode()
-    add(buffer)
-    assert buffer.chunks(torch.tensor([8]))["valid"].tolist() == [[1, 1, 0]]
-    assert buffer.chunks(torch.tensor([8]))["masks"].tolist() == [1]           # cut, not terminated
 
 
 def test_the_rows_of_a_file():

@@ -1,5 +1,5 @@
-"""What README.md, PAPER.md and the READMEs of results/quick and results/ablations say of the code is true: names, tests,
-links, line counts, commands. (docs/own_task.md: test_own.py.)"""
+"""What README.md, PAPER.md and the READMEs of results/quick and results/ablations say of the code is true: names,
+tests, links, line counts, commands. (docs/own_task.md: test_own.py.)"""
 import ast
 import csv
 import importlib
@@ -49,8 +49,11 @@ def test_map_names_code_and_tests_that_exist(equation, symbols, tests):
 
 
 def test_map_is_complete():
-    named = {part for equation, _, _ in map_rows() for part in re.findall(r"Eqs?\. ([\d–, ]+)", equation)}
-    numbers = {n for part in named for first, last in re.findall(r"(\d+)(?:–(\d+))?", part) for n in range(int(first), int(last or first) + 1)}
+    numbers = set()
+    for equation, _, _ in map_rows():
+        for part in re.findall(r"Eqs?\. ([\d–, ]+)", equation):
+            for first, last in re.findall(r"(\d+)(?:–(\d+))?", part):
+                numbers |= set(range(int(first), int(last or first) + 1))
     assert numbers == set(range(1, 19))
     assert {"Alg. 1, lines 1–2", "Alg. 1, lines 3–7", "Tables 5, 8"} <= {equation for equation, _, _ in map_rows()}
 
@@ -77,23 +80,26 @@ def test_what_methods_cost_is_the_benchmark_s():
     """README's ratios to DFP, ours and the paper's, are those of the tables that are shipped."""
     with open(ROOT / "results/methods/benchmark.csv", newline="") as file:
         ratios = {(row["what"], row["method"], row["mode"] == "Table 9"): row["ratio"] for row in csv.DictReader(file)}
-    methods, _, *rows = (line.strip("| ").split(" | ") for line in re.search(r"(?m)^\| \| DFP .*\n(?:\|.*\n)+", README)[0].splitlines())
-    for name, ours, paper in (("offline update", "offline update", ""), ("online update", "online update", "online step"),
-                              ("choosing a chunk", "act", "action")):
-        found, = (row[1:] for row in rows if row[0] == name)
-        for method, cell in zip(methods, found, strict=True):
-            known = [ratios.get((f"{what} / dfp's", method.lower(), table_9)) for what, table_9 in ((ours, False), (paper, True))]
-            assert cell == ("1" if method == "DFP" else ", *".join(filter(None, known)) + "*" * (known[1] is not None))
+    table = re.search(r"(?m)^\| \| DFP .*\n(?:\|.*\n)+", README)[0].splitlines()
+    methods, _, *rows = (line.strip("| ").split(" | ") for line in table)
+    rows = {name: cells for name, *cells in rows}
+    names = {"offline update": ("offline update", ""), "online update": ("online update", "online step"),
+             "choosing a chunk": ("act", "action")}
+    for name, (ours, paper) in names.items():
+        for method, cell in zip(methods, rows[name], strict=True):
+            mine = ratios.get((f"{ours} / dfp's", method.lower(), False))
+            papers = ratios.get((f"{paper} / dfp's", method.lower(), True))
+            known = ", *".join(filter(None, (mine, papers))) + "*" * (papers is not None)
+            assert cell == ("1" if method == "DFP" else known)
 
 
 def test_commands_are_understood(capsys):
-    """Every command line names files that exist and options that are known. (They are run elsewhere, with fewer steps.)"""
+    """Every command line names files that exist and options that are known. (They are run by test_readme.py.)"""
     trained = 0
-    for command in COMMANDS:
-        for words in (shlex.split(part) for part in re.split(r"&&|;", command.replace("$t", "lift").replace("$s", "1").replace("$m", "mvp"))):
-            words = words[1:] if words[:1] == ["do"] else words
-            if words[:1] != ["python"]:
-                continue
+    text = "\n".join(COMMANDS).replace("$t", "lift").replace("$s", "1").replace("$m", "mvp")
+    for command in re.split(r"&&|;|\n", text):
+        words = shlex.split(command.strip().removeprefix("do "))
+        if words[:1] == ["python"]:
             script = words[2].replace(".", "/") + ".py" if words[1] == "-m" else words[1]
             assert (ROOT / script).is_file() or (ROOT / script[:-3] / "__main__.py").is_file(), command
             if script.startswith("train_") and "--help" not in words:

@@ -6,7 +6,6 @@ Errors are relative to the largest reference magnitude of an array, as the recor
 """
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import torch
 from baselines.flow import FQL
 from baselines.meanflow import MVPTopK, total_derivative, two_times
 from buffer import FIELDS, ReplayBuffer
+from config import Config
 from critic import Critic, td_loss, td_target
 from dfp import DFP
 from drift import drift_loss
@@ -22,6 +22,11 @@ from policy import MLP, Actor, sample
 from topk import top_k_actions
 
 SKIPPED = ("plus_only", "use_neg_only")            # options of the recorded code that DFP does not use
+# The recording's names of our settings. What a file does not record is Table 5's.
+SETTINGS = dict(lr="lr", discount="discount", tau="target_rate", ema_tau="ema_rate", gen_per_label="num_generated",
+                n_candidates="num_candidates", top_k="top_k", alpha_target="bc_weight", alpha_pos="topk_weight",
+                flow_steps="flow_steps", alpha="distill_weight", ivc_lambda="ivc_weight", lognorm_mu="time_mean",
+                lognorm_sigma="time_std")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,12 @@ def close(got, ref, tolerance, what=""):
     assert error <= (tolerance * largest or 1e-7), f"{what}: error {error:.3g} of {largest:.3g}, allowed {tolerance}"
 
 
+def match(recorded, tolerance, **found):
+    """Each value that we found against the array recorded under its name."""
+    for name, value in found.items():
+        close(value, recorded[name], tolerance, name)
+
+
 def named(z, prefix):
     """{"dense0/kernel": ..., ...} below a prefix."""
     return {key[len(prefix) + 1:]: value for key, value in z.items() if key.startswith(prefix + "/")}
@@ -55,7 +66,7 @@ def all_pairs(net, arrays):
             ours = dict(densekernel=net.weights, densebias=net.biases, normscale=net.gains, normbias=net.offsets)
             yield ours[layer.rstrip("0123456789") + part][i], array if part == "kernel" else array[:, None]
         else:
-            linear = net.mlp.linears[i]
+            linear = getattr(net, "mlp", net).linears[i]
             yield (linear.weight, array.T) if part == "kernel" else (linear.bias, array)
 
 
@@ -81,17 +92,13 @@ def make_critic(arrays, chunk_dim):
 
 def make_dfp(z, prefix="", algorithm=DFP, actor="actor"):
     """A DFP, or a baseline, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
-    actor, critic = named(z, prefix + actor), named(z, prefix + "critic")
+    actor, critic, recorded = named(z, prefix + actor), named(z, prefix + "critic"), named(z, "cfg")
     _, hidden, D, _ = sizes(actor, False)
-    cfg, chunk = named(z, "cfg").get, next(z[key].shape[1] for key in z if key.endswith("batch/actions"))
-    config = SimpleNamespace(
-        seed=0, chunk=chunk, hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
-        q_aggregate="min" if cfg("q_agg_min", 0) else "mean", lr=cfg("lr", 3e-4), discount=cfg("discount", 0.99),
-        target_rate=cfg("tau", 5e-3), ema_rate=cfg("ema_tau", 1e-4), num_generated=cfg("gen_per_label", 8),
-        temperatures=tuple(cfg("temps", torch.tensor([0.1])).tolist()), best_of=16, bc_weight=cfg("alpha_target", 1.0),
-        topk_weight=cfg("alpha_pos", 0.5), num_candidates=cfg("n_candidates", 16), top_k=cfg("top_k", 4),
-        mask_bc=False, topk_offline=False, flow_steps=cfg("flow_steps", 10), distill_weight=cfg("alpha", 1.0),
-        ivc_weight=cfg("ivc_lambda", 1.0), time_mean=cfg("lognorm_mu", -0.4), time_std=cfg("lognorm_sigma", 1.0))
+    chunk = next(z[key].shape[1] for key in z if key.endswith("batch/actions"))
+    known = {ours: recorded[theirs] for theirs, ours in SETTINGS.items() if theirs in recorded}
+    config = Config(**known, chunk=chunk, hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
+                    q_aggregate="min" if recorded.get("q_agg_min") else "mean", mask_bc=False,
+                    temperatures=recorded.get("temps", torch.empty(0)).tolist())
     algo = algorithm(sizes(critic, True)[0] - D, D // chunk, config)
     fill(algo.actor, actor)
     fill(algo.critic, critic)
@@ -101,23 +108,28 @@ def make_dfp(z, prefix="", algorithm=DFP, actor="actor"):
     return algo
 
 
-def chunk_batch(z, prefix=""):
-    batch = named(z, prefix + "batch")
+def chunk_batch(z):
+    batch = named(z, "batch")
     return {"observations": batch["observations"], "actions": batch["actions"], "valid": batch["valid"]} | (
         {"rewards": batch["rewards"][:, -1], "masks": batch["masks"][:, -1],
          "next_observations": batch["next_observations"][:, -1]} if "rewards" in batch else {})
 
 
-def noise_of(z, prefix=""):
+def noise_of(z):
     """What is recorded of the noise of an update, as [B, n, D]: rows of [B] states, or of [B * n] samples."""
-    states, names = len(z[f"{prefix}batch/observations"]), dict(next="next", generated="gen", candidates="select")
-    rows = {ours: z.get(f"{prefix}noise_{theirs}") for ours, theirs in names.items()}
+    states, names = len(z["batch/observations"]), dict(next="next", generated="gen", candidates="select")
+    rows = {ours: z.get(f"noise_{theirs}") for ours, theirs in names.items()}
     return {name: x.reshape(states, -1, x.shape[-1]) for name, x in rows.items() if x is not None}
 
 
 def gradients_match(net, arrays, tolerance):
     for parameter, value in all_pairs(net, arrays):
         close(parameter.grad, value, tolerance, "gradient")
+
+
+def backward_matches(loss, net, arrays, tolerance):
+    loss.backward()
+    gradients_match(net, arrays, tolerance)
 
 
 def squared_forces(info, temperatures, prefix=""):
@@ -128,12 +140,10 @@ def squared_forces(info, temperatures, prefix=""):
 # ------------------------------------------------------------------------------------------------------------ field
 def test_drift_field(golden):
     z = golden("drift_field")
-    tried = 0
-    for case in sorted({key.split("/")[0] for key in z}):
-        c = named(z, case)
-        if any(c.get(option) for option in SKIPPED):
-            continue
-        tried += 1
+    cases = {key.split("/")[0]: named(z, key.split("/")[0]) for key in z}
+    cases = {case: c for case, c in cases.items() if not any(c.get(option) for option in SKIPPED)}
+    assert len(cases) >= 10
+    for case, c in cases.items():
         tolerance, for_gradient = (2e-4, 3e-4) if case.startswith("float_") else (2e-5, 1e-4)
         x = c["gen"].clone().requires_grad_()
         temperatures = tuple(round(r, 6) for r in c["R_list"].tolist())
@@ -141,75 +151,62 @@ def test_drift_field(golden):
                                 positive_weight=c.get("weight_pos"), generated_weight=c.get("weight_gen"),
                                 negative_weight=c.get("weight_neg"))
         loss.mean().backward()
-        close(loss, c["loss"], tolerance, f"{case} loss")
-        close(loss.mean(), c["loss_mean"], tolerance, f"{case} mean")
-        close(info["scale"], c["scale"], tolerance, f"{case} scale")
-        close(squared_forces(info, temperatures), c["temp_loss"], tolerance, f"{case} temp_loss")
-        close(x.grad, c["grad_gen"], for_gradient, f"{case} gradient")
-    assert tried >= 10
+        match(c, tolerance, loss=loss, loss_mean=loss.mean(), scale=info["scale"],
+              temp_loss=squared_forces(info, temperatures))
+        match(c, for_gradient, grad_gen=x.grad)
 
 
 # --------------------------------------------------------------------------------------------------------- networks
 def test_networks(golden):
     z = golden("networks")
     D = z["act"].shape[1]
-    critic = make_critic(named(z, "critic"), D)
+    critic, big = (make_critic(named(z, name), D) for name in ("critic", "critic_big"))
     inputs, hidden, outputs, _ = sizes(named(z, "actor"), False)
     actor = fill(Actor(inputs - outputs, outputs, hidden), named(z, "actor"))
-    close(critic(z["obs"], z["act"]), z["critic_out"], 1e-5)
-    close(critic(z["obs_nd"], z["act_nd"]), z["critic_out_nd"], 1e-5)
-    close(actor(z["obs"], z["noise"]), z["actor_out"], 1e-5)
-    close(make_critic(named(z, "critic_big"), D)(z["obs"], z["act"]), z["critic_big_out"], 1e-5)
+    match(z, 1e-5, critic_out=critic(z["obs"], z["act"]), critic_out_nd=critic(z["obs_nd"], z["act_nd"]),
+          critic_big_out=big(z["obs"], z["act"]), actor_out=actor(z["obs"], z["noise"]))
     for name in ("time1", "time2"):                # the MLP with time columns, as the baselines use it
         arrays = named(z, f"actor_{name}")
-        inputs, hidden, outputs, _ = sizes(arrays, False)
-        mlp = fill(SimpleNamespace(mlp=MLP(inputs, hidden, outputs)), arrays).mlp
+        mlp = fill(MLP(*sizes(arrays, False)[:3]), arrays)
         close(mlp(torch.cat([z["obs"], z["noise"], z[name]], -1)), z[f"actor_{name}_out"], 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["critic", "actor"])
 def test_initial_values(golden, kind):
     """Xavier-uniform for each member, zero biases: bounds and spread per layer as recorded."""
-    z = golden("networks")
-    fan_in, fan_out = z[f"init/{kind}_fan_in"].tolist(), z[f"init/{kind}_fan_out"].tolist()
+    z = {key.removeprefix(f"{kind}_"): value for key, value in named(golden("networks"), "init").items()}
+    fan_in, fan_out = z["fan_in"].tolist(), z["fan_out"].tolist()
     if kind == "critic":
         critic = Critic(3, fan_in[0] - 3, tuple(fan_in[1:]), ensemble=20)
-        layers = zip(critic.weights, critic.biases)
+        weights, biases = critic.weights, critic.biases
         assert all((gain == 1).all() and (offset == 0).all() for gain, offset in zip(critic.gains, critic.offsets))
     else:
         mlps = [MLP(fan_in[0], tuple(fan_in[1:]), fan_out[-1]).linears for _ in range(20)]
-        layers = [(torch.stack([linear.weight.T for linear in layer]), torch.stack([linear.bias for linear in layer]))
-                  for layer in zip(*mlps)]
-    for i, (a, b, (weight, bias)) in enumerate(zip(fan_in, fan_out, layers, strict=True)):
+        weights = [torch.stack([linear.weight.T for linear in layer]) for layer in zip(*mlps)]
+        biases = [linear.bias for linears in mlps for linear in linears]
+    for a, b, weight, recorded in zip(fan_in, fan_out, weights, z["kernel_absmax"], strict=True):
         bound = (6 / (a + b)) ** 0.5
         assert weight.shape == (20, a, b) and len(weight.flatten(1).unique(dim=0)) == 20
-        assert 0.9 * bound < weight.abs().max() <= bound
-        assert z[f"init/{kind}_kernel_absmax"][i] <= bound * (1 + 1e-6)
+        assert 0.9 * bound < weight.abs().max() <= bound and recorded <= bound * (1 + 1e-6)
         assert abs(weight.std() - bound / 3**0.5) < 0.1 * bound
-        assert bias.abs().max() == 0
-    assert z[f"init/{kind}_bias_absmax"].abs().max() == 0
+    assert not any(bias.any() for bias in biases) and not z["bias_absmax"].any()
 
 
 # ------------------------------------------------------------------------------------------------------------ critic
 def test_td_loss(golden):
     z = golden("critic_td")
-    batch = chunk_batch(z)
-    algo = make_dfp(z)
+    batch, algo = chunk_batch(z), make_dfp(z)
     obs, noise = batch["next_observations"], z["noise_next"]
     candidates = sample(algo.actor, obs, noise)
-    close(candidates, z["cand_actions"], 1e-5)
-    close(algo.critic.value(obs, candidates), z["cand_q"], 1e-5)
-    close(algo.choose(obs, noise), z["next_actions"], 1e-5)
     next_q = algo.critic_target.value(obs, z["next_actions"])
-    close(next_q, z["next_q"], 1e-5)
     target = td_target(batch["rewards"], batch["masks"], next_q, z["cfg/discount"], z["cfg/horizon"])
-    close(target, z["target_q"], 1e-5)
+    match(z, 1e-5, cand_actions=candidates, cand_q=algo.critic.value(obs, candidates),
+          next_actions=algo.choose(obs, noise), next_q=next_q, target_q=target)
     q = algo.critic(batch["observations"], batch["actions"].flatten(1))
-    close(td_loss(q, target, batch["valid"][:, -1]), z["critic_loss"], 2e-5)
+    match(z, 2e-5, critic_loss=td_loss(q, target, batch["valid"][:, -1]))
     loss, _ = algo.critic_loss(batch, noise_of(z))
-    loss.backward()
-    close(loss, z["critic_loss"], 2e-5)
-    gradients_match(algo.critic, named(z, "grad/critic"), 1e-4)
+    match(z, 2e-5, critic_loss=loss)
+    backward_matches(loss, algo.critic, named(z, "grad/critic"), 1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------- actor
@@ -219,11 +216,9 @@ def test_actor_offline(golden):
     algo = make_dfp(z)
     algo.config.bc_weight = z["cfg/alpha"]
     loss, info = algo.actor_loss(chunk_batch(z), noise_of(z))
-    loss.backward()
-    close(loss, z["actor_loss"], 2e-4)
-    close(info["bc_scale"], z["drift_scale"], 2e-4)
-    close(squared_forces(info, algo.config.temperatures, "bc_"), z["drift_temp_loss"], 2e-4)
-    gradients_match(algo.actor, named(z, "grad/actor"), 3e-4)
+    match(z, 2e-4, actor_loss=loss, drift_scale=info["bc_scale"],
+          drift_temp_loss=squared_forces(info, algo.config.temperatures, "bc_"))
+    backward_matches(loss, algo.actor, named(z, "grad/actor"), 3e-4)
 
 
 def test_actor_online(golden):
@@ -232,36 +227,31 @@ def test_actor_online(golden):
     algo.improving = True
     obs = z["batch/observations"]
     scores = algo.critic.value(obs, z["cand_actions"])
-    close(scores, z["cand_q"], 1e-5)
+    match(z, 1e-5, cand_q=scores)
     kept = scores.topk(z["cfg/top_k"], dim=1).indices
     assert [set(row) for row in kept.tolist()] == [set(row) for row in z["top_idx"].tolist()]
     # Ascending in the recording, best first here: the drift does not care about the order.
-    close(top_k_actions(z["cand_actions"], scores, z["cfg/top_k"]).flip(1), z["pos"], 1e-6)
+    match(z, 1e-6, pos=top_k_actions(z["cand_actions"], scores, z["cfg/top_k"]).flip(1))
 
     loss, info = algo.actor_loss(chunk_batch(z), noise_of(z))
-    loss.backward()
-    close(loss, z["actor_loss"], 2e-4)
-    close(algo.config.topk_weight * info["topk_loss"], z["weighted_loss_pos"], 2e-4)
-    close(algo.config.bc_weight * info["bc_loss"], z["weighted_loss_target"], 2e-4)
-    close(info["topk_scale"], z["drift_pos_scale"], 2e-4)
-    close(info["bc_scale"], z["drift_target_scale"], 2e-4)
-    gradients_match(algo.actor, named(z, "grad/actor"), 3e-4)
-    for positives, name in ((z["pos"], "pos"), (z["target"], "target")):
+    match(z, 2e-4, actor_loss=loss, weighted_loss_pos=algo.config.topk_weight * info["topk_loss"],
+          weighted_loss_target=algo.config.bc_weight * info["bc_loss"],
+          drift_pos_scale=info["topk_scale"], drift_target_scale=info["bc_scale"])
+    backward_matches(loss, algo.actor, named(z, "grad/actor"), 3e-4)
+    for name in ("pos", "target"):
         x = z["gen"].clone().requires_grad_()
-        per_state, _ = drift_loss(x, positives, temperatures=algo.config.temperatures)
+        per_state, _ = drift_loss(x, z[name], temperatures=algo.config.temperatures)
         per_state.mean().backward()
         close(per_state, z[f"drift_{name}_per_sample"], 2e-4)
         close(x.grad, z[f"grad_gen_{name}"], 3e-4)
 
 
 # ----------------------------------------------------------------------------------------------------- whole updates
-def update(algo, z, prefix=""):
-    info = algo.update(chunk_batch(z, prefix), noise_of(z, prefix))
-    close(info["critic_loss"], z[f"{prefix}critic_loss"], 2e-4)
-    close(info["actor_loss"], z[f"{prefix}actor_loss"], 2e-4)
-    for side, ours in (("pos", "topk"), ("target", "bc")):
-        forces = squared_forces(info, algo.config.temperatures, f"{ours}_")
-        close(forces, z[f"{prefix}drift_{side}_temp_loss"], 2e-4)
+def update(algo, z):
+    info = algo.update(chunk_batch(z), noise_of(z))
+    topk, bc = (squared_forces(info, algo.config.temperatures, term) for term in ("topk_", "bc_"))
+    match(z, 2e-4, critic_loss=info["critic_loss"], actor_loss=info["actor_loss"],
+          drift_pos_temp_loss=topk, drift_target_temp_loss=bc)
 
 
 def match_after(z, tolerance, **networks):
@@ -290,7 +280,7 @@ def test_three_steps(golden):
     algo = make_dfp(z, "before/")
     algo.improving = True
     for step in range(z["cfg/n_steps"]):
-        update(algo, z, f"step{step}/")
+        update(algo, named(z, f"step{step}"))
     match_after(z, 1e-6, target_critic=algo.critic_target, actor_ema=algo.actor_old)
     match_after(z, 1e-5, critic=algo.critic, actor=algo.actor)
 
@@ -318,21 +308,20 @@ def test_flow(golden):
     """FQL, and BFN within it: flow loss, Euler's teacher, the student's two terms, both gradients, best of N."""
     z = named(golden("flow_meanflow"), "acfql")
     algo = make_dfp(z, algorithm=FQL, actor="bc_flow")
-    fill(SimpleNamespace(mlp=algo.actor.student.mlp), named(z, "onestep"))
+    fill(algo.actor.student, named(z, "onestep"))
     algo.config.mask_bc = True                                          # recorded with the mask
-    batch, noise = chunk_batch(z), {"path": z["x0"], "time": z["t"], "student": z["noise_onestep"]}
-    obs, eps = batch["observations"], z["noise_onestep"]
-    close(algo.actor.integrate(obs, eps).clamp(-1, 1), z["flow_actions"], 1e-5, "teacher")
-    close(algo.actor(obs, eps), z["onestep_actions_unclipped"], 1e-5, "student")
+    noise = {"path": z["x0"], "time": z["t"], "student": z["noise_onestep"]}
+    obs, eps = z["batch/observations"], z["noise_onestep"]
+    match(z, 1e-5, flow_actions=algo.actor.integrate(obs, eps).clamp(-1, 1),
+          onestep_actions_unclipped=algo.actor(obs, eps))
 
-    loss, info = algo.actor_loss(batch, noise)
+    algo.critic.aggregate = "min"                                       # -Q is the ensemble's mean all the same
+    loss, info = algo.actor_loss(chunk_batch(z), noise)
+    algo.critic.aggregate = algo.config.q_aggregate
     loss = loss + (z["cfg/q_alpha"] - 1) * info["q_loss"]               # FQL's own weight of Q is 1
-    loss.backward()
-    close(info["flow_loss"], z["bc_flow_loss"], 2e-5, "flow loss")
-    close(info["distill_loss"], z["distill_loss"], 2e-5, "distillation")
-    close(z["cfg/q_alpha"] * info["q_loss"], z["q_loss"], 2e-5, "Q term")
-    close(loss, z["actor_loss"], 2e-5, "actor loss")
-    gradients_match(algo.actor, named(z, "grad/bc_flow"), 1e-4)
+    match(z, 2e-5, bc_flow_loss=info["flow_loss"], distill_loss=info["distill_loss"],
+          q_loss=z["cfg/q_alpha"] * info["q_loss"], actor_loss=loss)
+    backward_matches(loss, algo.actor, named(z, "grad/bc_flow"), 1e-4)
     gradients_match(algo.actor.student, named(z, "grad/onestep"), 1e-4)
     assert all(p.grad is None for p in algo.critic.parameters())        # Q is climbed, not bent
 
@@ -359,14 +348,10 @@ def test_meanflow_derivative(mvp):
     data, eps = z["batch/actions"].flatten(1), z["offline/eps"]
     u = partial(algo.actor.velocity, z["batch/observations"])
     r, t = two_times(noise["times"][:, 0], z["cfg/lognorm_mu"], z["cfg/lognorm_sigma"])
-    close(r[:, 0], z["offline/r"], 1e-5, "r")
-    close(t[:, 0], z["offline/t"], 1e-5, "t")
     z_t, z_r, v = (1 - t) * data + t * eps, (1 - r) * data + r * eps, eps - data
     derivative = total_derivative(u, z_t, r, t, v)
-    close(u(z_t, r, t), z["offline/u_pred"], 1e-5, "u")
-    close(u(z_r, r, r), z["offline/u_rr"], 1e-5, "u at r, r")
-    close(derivative, z["offline/dudt"], 1e-5, "du/dt")
-    close(v - (t - r) * derivative, z["offline/u_target"], 1e-5, "target")
+    match(named(z, "offline"), 1e-5, r=r[:, 0], t=t[:, 0], u_pred=u(z_t, r, t), u_rr=u(z_r, r, r),
+          dudt=derivative, u_target=v - (t - r) * derivative)
 
 
 @pytest.mark.parametrize("compiled", [False, True])                   # compiled: half a minute
@@ -378,31 +363,24 @@ def test_meanflow_offline(mvp, compiled, request):
     algo.config.mask_bc, algo.config.bc_weight = True, z["cfg/alpha"]                         # recorded with the mask
     actor_loss = torch.compile(algo.actor_loss, fullgraph=True) if compiled else algo.actor_loss
     loss, info = actor_loss(chunk_batch(z), noise)
-    loss.backward()
-    close(info["mf_loss"], z["offline/mf_loss"], 2e-5, "mean flow loss")
-    close(info["ivc_loss"], z["offline/ivc_loss"], 2e-5, "IVC")
-    close(loss, z["offline/actor_loss"], 2e-5, "actor loss")
-    gradients_match(algo.actor, named(z, "offline/grad/actor"), 1e-4)
+    match(named(z, "offline"), 2e-5, mf_loss=info["mf_loss"], ivc_loss=info["ivc_loss"], actor_loss=loss)
+    backward_matches(loss, algo.actor, named(z, "offline/grad/actor"), 1e-4)
     close(algo.choose(z["batch/observations"], z["onestep/noise"][:, None]), z["onestep/actions"], 1e-5, "one step")
 
 
 def test_meanflow_online(mvp):
     z, algo, _, noise = mvp
     algo.improving = True
-    obs, k = z["batch/observations"], z["cfg/top_k"]
+    recorded, obs, k = named(z, "online"), z["batch/observations"], z["cfg/top_k"]
     scores = algo.critic.value(obs, sample(algo.actor_old, obs, noise["candidates"]))
-    close(scores, z["online/cand_q"], 1e-5, "scores")
-    assert scores.topk(k, dim=1).indices.flip(1).tolist() == z["online/top_idx"].tolist()
-    close(algo.positives(obs, noise["candidates"]).flip(1), z["online/top_actions"], 1e-5, "positives")
+    match(recorded, 1e-5, cand_q=scores, top_actions=algo.positives(obs, noise["candidates"]).flip(1))
+    assert scores.topk(k, dim=1).indices.flip(1).tolist() == recorded["top_idx"].tolist()
 
     loss, info = algo.actor_loss(chunk_batch(z), noise)
-    loss.backward()
     topk_loss = algo.config.topk_weight * info["topk_loss"]
-    close(loss, z["online/actor_loss"], 2e-5, "actor loss")
-    close(topk_loss, z["online/weighted_loss_pos"], 2e-5, "top-K term")
-    close(loss - topk_loss, z["online/weighted_loss_target"], 2e-5, "data term")
-    gradients_match(algo.actor, named(z, "online/grad/actor"), 1e-4)
-    positives = z["online/top_actions"].flip(1)
-    parts = algo.errors({"observations": obs}, positives, noise["topk_path"], noise["topk_times"])
-    for part, name in zip(parts, ("mf_loss", "ivc_loss")):             # recorded as means over positives and data alike
-        close((k * part.mean() + info[name]) / (k + 1), z[f"online/{name}"], 2e-5, name)
+    match(recorded, 2e-5, actor_loss=loss, weighted_loss_pos=topk_loss, weighted_loss_target=loss - topk_loss)
+    backward_matches(loss, algo.actor, named(z, "online/grad/actor"), 1e-4)
+    positives = recorded["top_actions"].flip(1)
+    mf, ivc = algo.errors({"observations": obs}, positives, noise["topk_path"], noise["topk_times"])
+    match(recorded, 2e-5, mf_loss=(k * mf.mean() + info["mf_loss"]) / (k + 1),      # means over positives and data
+          ivc_loss=(k * ivc.mean() + info["ivc_loss"]) / (k + 1))

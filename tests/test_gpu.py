@@ -6,18 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-import test_baselines
+import test_dfp
 from buffer import FIELDS, ReplayBuffer
 from config import METHODS
-from test_baselines import B
-from test_dfp import A, OBS
+from test_dfp import A, B, OBS
 from tools.speed import fast
-from tools.speed.graph import PLAIN, Graph, graphed
+from tools.speed.graph import PLAIN, graphed
 from tools.speed.seeds import Together
 from tools.training.files import read_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-make = functools.partial(test_baselines.make, device="cuda")
+make = functools.partial(test_dfp.make, device="cuda")
 
 
 @pytest.fixture

@@ -36,20 +36,26 @@ def collected(world, act, count: int) -> list:
     return rows
 
 
+def episode(env, act, seed: int) -> list:
+    """The rows that collected() must give of an episode, by a plain loop."""
+    rows, obs, over, chunk = [], env.reset(seed=seed)[0], False, []
+    while not over:
+        chunk = chunk or [*act(torch.from_numpy(obs)[None])[0].numpy()]
+        action = chunk.pop(0)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        rows.append(np.r_[obs, action, reward, terminated, truncated, next_obs])
+        obs, over = next_obs, terminated or truncated
+    return rows
+
+
 def taking_turns(task, act, count: int) -> list:
-    """What collected() must give a run of seed 7, by a plain loop."""
+    """... and of a run of seed 7."""
     rows = []
     with contextlib.closing(envs.make(task)) as env:
-        for episode in itertools.count():
-            obs, over, chunk = env.reset(seed=envs.training_seed(7, episode))[0], False, []
-            while not over:
-                chunk = chunk or [*act(torch.from_numpy(obs)[None])[0].numpy()]
-                action = chunk.pop(0)
-                next_obs, reward, terminated, truncated, _ = env.step(action)
-                rows.append(np.r_[obs, action, reward, terminated, truncated, next_obs])
-                if len(rows) == count:
-                    return rows
-                obs, over = next_obs, terminated or truncated
+        for number in itertools.count():
+            rows += episode(env, act, envs.training_seed(7, number))
+            if len(rows) >= count:
+                return rows[:count]
 
 
 def learner(task: envs.Task):
@@ -60,22 +66,6 @@ def learner(task: envs.Task):
         noise = torch.rand(1, 3, task.action_dim, generator=generator) - 0.5
         return noise - 0.5 * obs[:, None, :task.action_dim].sign()
     return act
-
-
-def test_chunks_are_executed_whole_and_die_with_their_episode():
-    chunks, asked = [], []
-
-    def act(obs):
-        asked.append(obs[0].tolist())
-        chunks.append(obs[:, None, :2].sign() * (0.1 + 0.01 * torch.arange(3)[:, None] + 0.001 * len(chunks)))
-        return chunks[-1]                                                      # away from the goal, to the time limit
-    with Collector(toy.TASK, 7) as world:
-        rows = np.array(collected(world, act, 2 * 13))
-    assert np.flatnonzero(rows[:, 7]).tolist() == [12, 25] and not rows[:, 6].any()          # truncated, terminated
-    assert asked == [rows[start, :3].tolist() for start in (0, 3, 6, 9, 12, 13, 16, 19, 22, 25)]
-    for episode in (0, 1):                                       # two actions of its fifteen are thrown away
-        played = rows[13 * episode:][:13, 3:5]
-        assert np.array_equal(played, torch.cat(chunks[5 * episode:][:5], dim=1)[0, :13])
 
 
 @pytest.mark.parametrize("name", ["toy", "cube-single-task2", "lift"])
@@ -233,6 +223,23 @@ def test_numbers_that_are_not_finite_are_an_error(failing, failing_run, monkeypa
     evaluator.close()
 
 
+def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
+    episodes, env = [], envs.make(toy.TASK)
+    for seed in range(envs.EVAL_SEED, envs.EVAL_SEED + 13):
+        noise = torch.Generator().manual_seed(seed)
+        episodes.append(np.array(episode(env, lambda obs: homing(obs, noise), seed)))
+    lengths, returns, successes = zip(*((len(rows), rows[:, 5].sum(), rows[-1, 6]) for rows in episodes))
+    assert len(set(lengths)) > 3 and 0 < sum(successes) < 13
+    expected = {"length": np.mean(lengths), "return": np.mean(returns), "success": np.mean(successes)}
+    for workers in (1, 3):
+        evaluator, state = Evaluator(toy.TASK, workers), torch.random.get_rng_state()
+        for _ in range(2):                                                     # evaluating again gives the same again
+            result = evaluator(homing, 13)
+            assert {name: result[name] for name in expected} == pytest.approx(expected)
+        assert torch.equal(state, torch.random.get_rng_state())                # training's generator is left alone
+        evaluator.close()
+
+
 def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep_failing(failing, tmp_path):
     task, order = failing
     evaluator = Evaluator(task, 2)
@@ -299,9 +306,3 @@ def test_a_second_ctrl_c_waits_for_nothing(failing_run, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
     assert read_newest(next(tmp_path.glob("cut/**/checkpoint.pt")))["step"] == 12
     toy.assert_same_runs(whole, failing_run("cut", resume=True))
-
-
-def test_seeds_of_training_evaluation_and_data_never_meet():
-    training = {envs.training_seed(run, e) for run in (0, 1, 999, 123456) for e in range(0, 100_000, 997)}
-    assert max(training) < envs.DATA_SEED and envs.DATA_SEED + 10**9 <= envs.EVAL_SEED
-    assert envs.EVAL_SEED + 10**6 < 2**32

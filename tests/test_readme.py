@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 from test_docs import BLOCKS
 
-# Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs given by hand name a
-# run's folder, so that what evaluates one has to look for it.
+# Stands in PATH as `python`, and says after each command what is to be less of. The last word wins. Knobs given by hand
+# name a run's folder, so that what evaluates one has to look for it.
 LESS = f"""#!{sys.executable}
 import glob, os, sys
 words = sys.argv[1:]
@@ -26,20 +26,21 @@ if "--film" in words:                                            # not every mac
     film = words.index("--film")
     del words[film:film + 2]
 if what in ("train_online.py", "train_offline.py", "tools.sweep") and "--help" not in words:
-    less(size + " --no-compile --device cpu --workers 2 --threads 1 --eval-every 100000 --eval-episodes 1 --offline-steps 10")
+    less(size + " --no-compile --device cpu --workers 2 --threads 1")
+    less("--eval-every 100000 --eval-episodes 1 --offline-steps 10")
     less("--seeds 0 --cluster local" if what == "tools.sweep" else "--seeds 2" if "--seeds" in words else "")
     less("--hidden 16 --batch-size 8" + " --online-steps 12 --warmup 5" * (what != "train_offline.py"))
     if what != "tools.sweep":
         less("--resume")                                         # several lines name the same run
 elif what == "evaluate.py":
     words[1] = glob.glob(words[1].replace("/quick/", "/quick*/"))[0]
-    less("--episodes 1 --workers 1")
+    less("--episodes 1")
 elif what == "data.py":
     less(size + " --check 1" * ("--check" in words))
 elif what == "tools.demos":
     less("--size 2002")
 elif what == "tools.benchmark":
-    less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1 --workers 1")
+    less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1")
     words.extend(["--modes", "plain auto"])
 elif what == "tests/soak.py":
     words[1:] = ["0.2"]
@@ -61,10 +62,11 @@ def copy(tmp_path_factory):
 
 
 def bash(folder: Path, text: str) -> None:
-    text = re.sub(r"pip install -r requirements.txt &&|^pytest.*$", "", text, flags=re.MULTILINE)             # done already; these are they
+    # Installed already; and pytest is what runs this.
+    text = re.sub(r"pip install -r requirements.txt &&|^pytest.*$", "", text, flags=re.MULTILINE)
     text = text.replace("0 1 2", "0").replace("in 0 1;", "in 0;").replace("{0,1,2}", "0").replace("FILE", "missing")
-    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-euc", text], cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    environment = os.environ | {"PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euc", text], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout[-2000:] + done.stderr[-4000:]
 
 

@@ -77,7 +77,7 @@ def test_never_mixed(tmp_path, other):
     two = found(tmp_path)
     assert [len(seeds) for seeds in two.values()] == [1, 1]
     assert table(two).count("| lift |") == 2 and "(40)" in table(two) and "(80)" in table(two)
-    assert {p["mean"] for p in curves.curve_points(two) if p["source"] == "here"} >= {40.0, 80.0}
+    assert {curves.curve_points(key, seeds)[1][-1].item() for key, seeds in two.items()} == {40.0, 80.0}
     rows = [row for row in filled(tmp_path, 1, 3) if row["column"] == "lift"]
     assert {row["online_mean"] for row in rows} == {40.0, 80.0} and {row["online_seeds"] for row in rows} == {1}
     texts = {(row["table"], row["block"], row["row"]) for row in rows}         # two places, told apart in words
@@ -113,8 +113,9 @@ def test_runs_that_stopped_early_do_not_pass_for_finished(tmp_path):
     assert [got[f"{stage}_{what}"] for stage in ("offline", "online") for what in ("mean", "seeds")] == [50, 2, 80, 1]
     assert [line.split("seed ")[1] for line in results.unfinished(groups)] == [
         "1: evaluated up to step 16,000 of 24,000", "2: evaluated up to step 0 of 24,000"]
-    assert {p["seeds"] for p in curves.curve_points(groups) if p["source"] == "here"} == {1}     # the same throughout
-    assert "8k + 16k, 2 → 1 seeds" in tables.markdown(tables.cells(groups), [], [])
+    (one,) = (curves.curve_points(key, seeds) for key, seeds in groups.items())
+    assert one[1].shape == (4, 1)                                                        # the same seed throughout
+    assert "| 50.0 ± 14.1 (2) → 80.0 (1)<br>8k + 16k |" in tables.markdown(tables.cells(groups), [])
 
 
 def test_the_same_run_twice_is_refused(tmp_path):
@@ -135,7 +136,7 @@ def test_everything_is_drawn_again_without_the_runs(tmp_path, monkeypatch, capsy
     assert "unfinished: can, dfp, quick, generated cccccccc data, seed 0: evaluated up" in capsys.readouterr().out
     main([f"{one}/runs.csv", "--out", two])
     names = {p.name for p in (tmp_path / "one").iterdir()}
-    assert names == {"aggregate.csv", "curves.csv", "curves.png", "report.md", "runs.csv", "table.md", "tables.csv"}
+    assert names == {"aggregate.csv", "curves.png", "report.md", "runs.csv", "table.md", "tables.csv"}
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
     # Folders and files together; and a preset that has changed since does not change what an old run was.
     monkeypatch.setitem(config.QUICK, "hidden", 256)
@@ -153,37 +154,29 @@ def test_a_task_of_ones_own(tmp_path, monkeypatch):
             in table(found(tmp_path)))
 
 
-def test_figure1(tmp_path):
+def test_figure1(tmp_path, monkeypatch):
     """Points stand at their share of each stage; the interval is Student's; the paper's curve ends in Table 1's."""
-    for seed, end in enumerate((0.96, 0.86, 0.94)):
-        make(tmp_path, seed=seed, ends=(0.5, end))
-    points = curves.curve_points(found(tmp_path))
-    ours, paper = ([p for p in points if (p["source"] == "here") == here] for here in (True, False))
-    assert [(p["step"], p["share"]) for p in ours] == [(0, 0), (8000, 1), (16000, 1.5), (24000, 2)]
-    half = 4.302653 * 28**0.5 / 3**0.5                           # t of 2 degrees of freedom, 97.5 %
-    assert (ours[-1]["low"], ours[-1]["high"]) == (approx(92 - half, abs=1e-4), 100.0)   # 105.1, cut at 100
-    assert [p["share"] for p in paper] == approx([i / 10 for i in range(1, 21)])
-    assert (paper[9]["mean"], paper[19]["mean"], paper[0]["method"]) == (85.2, 100.0, "dfp")
-    assert curves.interval([40.0]) == ("", "") and curves.interval([50.0, 50.0]) == (50, 50)
-    assert curves.share(1_500_000, 10**6, 10**6) == 1.5 and curves.share(0, 0, 10) == 0
-
-
-def test_figure1_is_drawn_from_its_points(tmp_path, monkeypatch):
-    for method, seeds in (("dfp", (0.8, 0.9, 1.0)), ("mvp", (0.2, 0.4))):
-        for seed, end in enumerate(seeds):
-            make(tmp_path, method=method, seed=seed, ends=(0.1 * seed, end))
+    ends = {"dfp": (0.96, 0.86, 0.94), "mvp": (0.2, 0.4)}
+    for method, seed in (("dfp", 0), ("dfp", 1), ("dfp", 2), ("mvp", 0), ("mvp", 1)):
+        make(tmp_path, method=method, seed=seed, ends=(0.5, ends[method][seed]))
     make(tmp_path, task="can", until=0)                                                  # nothing but its step 0
-    points, drawn = curves.curve_points(found(tmp_path)), []
+    drawn = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, *_, **__: drawn.extend(figure.axes))
-    curves.draw(points, tmp_path / "unused.png")
+    curves.draw(found(tmp_path), tmp_path / "unused.png")
     assert [axes.get_title().split("\n")[0] for axes in drawn] == ["lift", "can"]
     lines = {(line.get_color(), line.get_linestyle()): line.get_xydata() for line in drawn[0].lines}
-    for method, here, count in (("dfp", True, 4), ("dfp", False, 20), ("mvp", True, 4), ("mvp", False, 20)):
-        expected = [(p["share"], p["mean"]) for p in points
-                    if (p["task"], p["method"], p["source"] == "here") == ("lift", method, here)]
-        line = lines[f"C{list(config.METHODS).index(method)}", "-" if here else "--"]
-        assert len(expected) == count and np.allclose(line, expected)
-    assert len(drawn[0].collections) == 1                                                # the band of three seeds
+    for method, last in (("dfp", 92), ("mvp", 30)):
+        color = f"C{list(config.METHODS).index(method)}"
+        assert np.allclose(lines[color, "-"], [(0, 0), (1, 50), (1.5, 10), (2, last)])
+        paper = lines[color, "--"]
+        assert np.allclose(paper[:, 0], np.arange(1, 21) / 10)
+        assert paper[-1, 1] == tables.paper()[1][method, "lift"][1]
+    (band,) = drawn[0].collections                                                       # of three seeds, not of two
+    half = 4.302653 * 28**0.5 / 3**0.5                           # t of 2 degrees of freedom, 97.5 %
+    corners = band.get_paths()[0].vertices
+    at_end = corners[corners[:, 0] == 2, 1]
+    assert (at_end.min(), at_end.max()) == (approx(92 - half, abs=1e-4), 100)            # 105.1, cut at 100
+    assert curves.share(1_500_000, 10**6, 10**6) == 1.5 and curves.share(0, 0, 10) == 0
 
 
 def test_the_papers_numbers():
@@ -206,11 +199,10 @@ def test_table1_lays_ours_beside_the_papers(tmp_path):
     make(tmp_path, seed=0, ends=(0.5, 0.9))
     make(tmp_path, seed=1, ends=(0.5, 1.0))
     make(tmp_path, method="dfp", task="can", kind="official", ends=(0.25, 0.5))
-    text = tables.markdown(filled(tmp_path), [], [])
+    text = tables.markdown(filled(tmp_path), [])
     for line in ("## Table 1: methods (quick, generated data)", "## Table 1: methods (quick, official data)",
-                 "| dfp | here | 50.0 ± 0.0 → 95.0 ± 7.1<br>generated, 8k + 16k, 2 seeds |",
-                 "| dfp | paper | 85.2 → 100.0 ± 0.0<br>official, 1M + 1M, 5 seeds |",
-                 "| dfp | here | 25.0 → 50.0<br>official, 24k + 48k, 1 seed |"):
+                 "| dfp | here | 50.0 ± 0.0 (2) → 95.0 ± 7.1 (2)<br>8k + 16k |", "| dfp | paper | 85.2 → 100.0 ± 0.0 |",
+                 "| dfp | here | 25.0 (1) → 50.0 (1)<br>24k + 48k |"):
         assert line + "\n" in text
 
 
@@ -230,9 +222,9 @@ def test_tables_2_3_4_7(tmp_path):
     assert cell(tmp_path, 1, "dfp", "lift")["online_mean"] == approx(90)                 # variants stay out of Table 1
     scene = cell(tmp_path, 7, "dfp", "scene-task2")
     assert (scene["offline_mean"], scene["online_mean"], scene["paper"]) == (95, None, 93)
-    text, of_paper = tables.markdown(filled(tmp_path), [], []), "<br>official, 1M + 1M |"
-    assert f"| 5 | paper | – | 99.2{of_paper} 94.2{of_paper} 98.0{of_paper}" in text
-    assert "95.0 → –<br>generated, 1M + 0, 1 seed" in text and f"| dfp-no-topk | paper | – | 88.4{of_paper}" in text
+    text = tables.markdown(filled(tmp_path), [])
+    assert "| 5 | paper | – | – → 99.2 | – → 94.2 | – → 98.0 |" in text
+    assert "| 95.0 (1) → –<br>1M + 0 |" in text and "| dfp-no-topk | paper | – | – → 88.4 |" in text
 
 
 def plain_iqm(scores):
@@ -242,21 +234,18 @@ def plain_iqm(scores):
 
 
 def test_iqm():
-    assert tables.iqm(np.arange(1.0, 9).reshape(4, 2)) == 4.5 and tables.iqm(np.array([[7.0]])) == 7     # 3, 4, 5, 6
-    scores = np.random.default_rng(0).normal(size=(50, 5, 3))
+    assert tables.iqm(np.arange(1.0, 9)) == 4.5 and tables.iqm([7.0]) == 7               # of 3, 4, 5, 6
+    scores = np.random.default_rng(0).normal(size=(50, 15))
     assert np.allclose(tables.iqm(scores), [plain_iqm(s) for s in scores])
 
 
 def test_bootstrap_is_stratified_and_its_intervals_are_right():
-    scores = np.array([[0.0, 100], [10, 160], [20, 130]])                                # seeds by tasks
-    drawn = tables.resamples(scores, 20_000)
-    assert np.array_equal(drawn, tables.resamples(scores, 20_000))
-    assert all(set(np.unique(drawn[..., t])) == set(scores[:, t]) for t in (0, 1))       # no score changes its task
-    assert np.corrcoef(drawn[:, 0, 0], drawn[:, 0, 1])[0, 1] == approx(0, abs=0.03)      # each task for itself
-    every = [plain_iqm(np.array([first, second]).T) for first in itertools.product(scores[:, 0], repeat=3)
-             for second in itertools.product(scores[:, 1], repeat=3)]                    # all 27 x 27 there are
-    low, high = np.percentile(tables.iqm(drawn), (2.5, 97.5))
-    assert (low, high) == tuple(np.percentile(every, (2.5, 97.5))) and low < plain_iqm(scores) < high
+    """Those of all 27 x 27 ways to draw each task's seeds again, for itself."""
+    tasks = [[0.0, 10, 20], [100.0, 160, 130]]
+    every = [plain_iqm(drawn) for drawn in itertools.product(*(itertools.product(task, repeat=3) for task in tasks))]
+    row = tables.over_tasks(tasks)
+    assert (row["iqm_low"], row["iqm_high"]) == tuple(np.percentile(every, (2.5, 97.5)))
+    assert row["iqm_low"] < row["iqm"] == plain_iqm(tasks) < row["iqm_high"] and row == tables.over_tasks(tasks)
 
 
 def test_aggregate_over_the_tasks_that_methods_share(tmp_path):
@@ -274,7 +263,7 @@ def test_aggregate_over_the_tasks_that_methods_share(tmp_path):
     assert (dfp["seeds"], dfp["iqm"], dfp["mean"]) == (2, approx(50), approx(50))        # of 20, 40, 60, 80
     assert (dfp["iqm_low"], dfp["iqm_high"], dfp["paper_mean"]) == (approx(40), approx(60), approx(95.3))
     assert mvp["iqm_low"] == "" and mvp["mean"] == approx(70)
-    assert "| mvp | 1 | 70.0 | 70.0 | 91.7 |\n" in tables.markdown(rows, tables.aggregate(rows), [])
+    assert "| mvp | 1 | 70.0 | 70.0 | 91.7 |\n" in tables.markdown(rows, tables.aggregate(rows))
 
 
 def test_one_line_when_there_is_nothing(tmp_path, capsys):

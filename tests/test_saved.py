@@ -176,7 +176,7 @@ def test_checkpoints_of_another_format_and_such_as_run_code(folder):
         __reduce__ = lambda self: (os.mkdir, (str(folder / "ran"),))           # noqa: E731
     path = folder / "checkpoint.pt"
     torch.save({"format": 3}, path)
-    assert "checkpoint format 3, this version reads format 4" in loaded(folder) == resumed(folder)
+    assert "checkpoint format 3, this version reads format 5" in loaded(folder) == resumed(folder)
     torch.save(dict(format=files.FORMAT, x=Evil()), path)
     assert "not a readable checkpoint" in loaded(folder)
     files.save_state(path, dict(step=8, x=Evil()))                               # with a checksum that is right
@@ -263,6 +263,18 @@ def test_damaged_records_are_refused(folder):
     for content in ("[]", '{"config": 3, "data": {}}', other_data, good + "\udcff"):
         path.write_bytes(content.encode(errors="surrogateescape"))
         assert "not a run's folder: its config.json cannot be read" in loaded(folder)
+
+
+def test_an_exported_policy_acts_as_its_run(folder, tmp_path):
+    def chunks(where):
+        return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
+    alone, before = tmp_path / "policies" / "lift", contents(folder)
+    run.export(folder, alone)
+    assert torch.equal(chunks(alone), chunks(folder)) and run.load(alone).step == 8
+    assert sorted(path.name for path in alone.iterdir()) == ["config.json", "policy.pt"]
+    assert (alone / "policy.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 3
+    assert str(tmp_path) not in (alone / "config.json").read_text()
+    assert "holds a run already" in said(run.export, alone, folder) and contents(folder) == before
 
 
 # ---------------------------------------------------------------------------------------------- tables

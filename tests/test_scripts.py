@@ -23,7 +23,7 @@ from conftest import ROOT
 from dfp import DFP
 from tools.official import fetch
 from tools.training import command_line, files
-from tools.training.prepare import locked
+from tools.training.files import one_at_a_time
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 "
          "--batch-size 8 --offline-steps 30 --online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 "
@@ -208,10 +208,10 @@ def test_unknown_task_lists_the_tasks(tmp_path):
 
 
 def test_two_processes_in_one_folder(tmp_path):
-    with locked(tmp_path):
-        with pytest.raises(UserError, match="another process"), locked(tmp_path):
+    with one_at_a_time(tmp_path):
+        with pytest.raises(UserError, match="another process"), one_at_a_time(tmp_path, wait=False):
             pass
-    with locked(tmp_path):
+    with one_at_a_time(tmp_path, wait=False):
         pass
 
 

@@ -16,6 +16,7 @@ from conftest import ROOT
 from tools.official import files, shards
 
 CUBE = envs.task("cube-single-task2")
+LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]             # of the trajectories in each file
 
 
 def write(folder, lengths, first=0):
@@ -40,6 +41,15 @@ def open_set(paths, folder, task=CUBE, read=data.read):
     return shards.load(paths, [dict(sha256=files.sha256(path)) for path in paths], folder, task, read)
 
 
+@pytest.fixture
+def paths(tmp_path):
+    return write(tmp_path / "set", LENGTHS)
+
+
+def mapped(dataset, online=0, **more):
+    return shards.ShardBuffer(dataset, online, 5, 0.9, **more)
+
+
 def add(buffer, count):
     """Online transitions, every number of each its own, one terminated and one in seven cut off."""
     for i in range(count):
@@ -52,33 +62,18 @@ def together(paths):
     return {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
 
 
+def plain(paths, online=0):
+    return ReplayBuffer(together(paths), online, 5, 0.9)
+
+
 def equal(one, two):
     return all(torch.equal(one[name], two[name]) for name in one) and one.keys() == two.keys()
 
 
-LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]
-
-
-def test_mapped_arrays_hold_what_the_files_hold(tmp_path):
-    """To the bit."""
-    paths = write(tmp_path / "set", LENGTHS)
-    (dataset, counts), memory = open_set(paths, tmp_path), together(paths)
-    assert counts | dict(transitions=119, episodes=9, longest=49) == counts
-    counted = files.count(memory["terminals"], memory["masks"] == 0)
-    assert {name: counts[name] for name in counted} == counted
-    mapped, plain = shards.ShardBuffer(dataset, 0, 5, 0.9), ReplayBuffer(memory, 0, 5, 0.9)
-    starts = torch.arange(len(memory["rewards"]) - 4)
-    assert equal(mapped.chunks(starts), plain.chunks(starts))
-    found = mapped.transitions(torch.arange(mapped.size))
-    assert list(found) == list(FIELDS) and all(np.array_equal(found[name], memory[name]) for name in FIELDS)
-    assert set(np.unique(memory["masks"])) == {0, 1}
-
-
-def test_tasks_of_one_environment_share_the_arrays(tmp_path, monkeypatch):
+def test_tasks_of_one_environment_share_the_arrays(paths, tmp_path, monkeypatch):
     """Each finds its own rewards in them."""
     other = dataclasses.replace(CUBE, name="another-goal")
     monkeypatch.setitem(envs.TABLE, other.name, other)
-    paths = write(tmp_path / "set", LENGTHS)
 
     def read(path, *tasks):
         dataset, (one, two) = data.read(path, CUBE), tasks
@@ -86,45 +81,44 @@ def test_tasks_of_one_environment_share_the_arrays(tmp_path, monkeypatch):
         return dataset | dict(rewards=np.stack([dataset["rewards"], dataset["rewards"] - 1], axis=-1))
     for task, successes in ((CUBE, True), (other, False)):
         dataset, counts = open_set(paths, tmp_path, task, read)
-        found = shards.ShardBuffer(dataset, 0, 5, 0.9).transitions(torch.arange(len(dataset["records"])))
+        found = mapped(dataset).transitions(torch.arange(len(dataset["records"])))
         assert np.array_equal(found["rewards"], together(paths)["rewards"] - (task is other))
         assert bool(counts["successes"]) == successes and found["masks"].all() != successes
 
 
-def test_one_file_gives_the_same_batches_as_memory(tmp_path):
-    paths = write(tmp_path / "set", LENGTHS[:1])
-    mapped = shards.ShardBuffer(open_set(paths, tmp_path)[0], 9, 5, 0.9)
-    plain = ReplayBuffer(together(paths), 9, 5, 0.9)
+def test_one_file_gives_the_same_batches_as_memory(paths, tmp_path):
+    buffers = mapped(open_set(paths[:1], tmp_path)[0], 9), plain(paths[:1], 9)
     for seed in range(20):
-        assert equal(*(buffer.sample(64, torch.Generator().manual_seed(seed)) for buffer in (mapped, plain)))
+        assert equal(*(buffer.sample(64, torch.Generator().manual_seed(seed)) for buffer in buffers))
 
 
-def test_many_files_give_the_same_batches_as_memory(tmp_path):
+def test_many_files_hold_and_give_the_same_as_memory(paths, tmp_path):
     """The mapped array against its copy in memory, and against plain rows for the starts that were drawn."""
-    paths = write(tmp_path / "set", LENGTHS)
-    dataset, _ = open_set(paths, tmp_path)
+    (dataset, counts), memory = open_set(paths, tmp_path), together(paths)
+    counted = files.count(memory["terminals"], memory["masks"] == 0)
+    assert counts | counted | dict(transitions=119, episodes=9, longest=49) == counts
+    assert set(np.unique(memory["masks"])) == {0, 1}
     copied = dataset | {name: dataset[name].clone() for name in ("records", "ends", "lasts")} | {"map": None}
-    mapped, memory = (shards.ShardBuffer(each, 500, 5, 0.9) for each in (dataset, copied))
-    plain = ReplayBuffer(together(paths), 500, 5, 0.9)
+    on_disk, in_memory, rows = mapped(dataset, 500), mapped(copied, 500), plain(paths, 500)
     for i in range(20):
-        for buffer in (mapped, memory, plain):
+        for buffer in (on_disk, in_memory, rows):
             add(buffer, i)
         one, two, three = (torch.Generator().manual_seed(i) for _ in range(3))
-        batch = mapped.sample(64, one)
-        assert equal(batch, memory.sample(64, two)) and equal(batch, plain.chunks(mapped.starts(64, three)))
-    rows = torch.arange(plain.size).reshape(3, -1)          # an index of any shape, seams in it
-    assert equal(mapped.transitions(rows), plain.transitions(rows))
-    resumed = shards.ShardBuffer(dataset, 500, 5, 0.9)
-    resumed.load_online(mapped.online_rows(0), mapped.cuts)
-    assert equal(*(buffer.sample(99, torch.Generator().manual_seed(0)) for buffer in (mapped, resumed)))
+        batch = on_disk.sample(64, one)
+        assert equal(batch, in_memory.sample(64, two)) and equal(batch, rows.chunks(on_disk.starts(64, three)))
+    index = torch.arange(rows.size).reshape(3, -1)          # of any shape, seams in it
+    assert equal(on_disk.transitions(index), rows.transitions(index))
+    resumed = mapped(dataset, 500)
+    resumed.load_online(on_disk.online_rows(0), on_disk.cuts)
+    assert equal(*(buffer.sample(99, torch.Generator().manual_seed(0)) for buffer in (on_disk, resumed)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_same_batches_on_the_gpu(tmp_path, device):
+def test_the_same_batches_on_the_gpu(paths, tmp_path, device):
     """--data-device cuda, and the mapped array with training on the GPU."""
-    dataset, _ = open_set(write(tmp_path / "set", LENGTHS), tmp_path)
-    here, there = shards.ShardBuffer(dataset, 50, 5, 0.9), shards.ShardBuffer(dataset, 50, 5, 0.9, device, "cuda")
+    dataset, _ = open_set(paths, tmp_path)
+    here, there = mapped(dataset, 50), mapped(dataset, 50, device=device, batch_device="cuda")
     for buffer in (here, there):
         add(buffer, 20)
     starts = here.starts(64, torch.Generator().manual_seed(0))
@@ -137,7 +131,7 @@ def test_the_same_batches_on_the_gpu(tmp_path, device):
 def test_starts_are_uniform_over_a_hundred_files_and_stay_inside_one(tmp_path):
     lengths = [[int(n)] for n in np.random.default_rng(0).integers(3, 25, 100)]     # some shorter than a chunk
     dataset, counts = open_set(write(tmp_path / "set", lengths), tmp_path)
-    buffer = shards.ShardBuffer(dataset, 0, 5, 0.9)
+    buffer = mapped(dataset)
     ends = np.cumsum([n - 1 for n, in lengths])
     possible = np.concatenate([np.arange(end - (n - 1), end - 4) for end, (n,) in zip(ends, lengths)])
     drawn = np.concatenate([buffer.starts(5000, torch.Generator().manual_seed(i)).numpy() for i in range(20)])
@@ -153,7 +147,7 @@ def test_online_share(tmp_path):
     """n / (mix_size + n), and uniform over everything where the data are fewer than mix_size."""
     dataset, _ = open_set(write(tmp_path / "set", [[1001], [1001]]), tmp_path)
     for mix_size, share in ((100, 50 / 150), (1_000_000, 50 / 2050)):
-        buffer = shards.ShardBuffer(dataset, 60, 5, 0.9, mix_size=mix_size)
+        buffer = mapped(dataset, 60, mix_size=mix_size)
         add(buffer, 4)
         assert (buffer.starts(5000) < 2000).all()                                           # fewer than a chunk online
         add(buffer, 46)
@@ -163,10 +157,9 @@ def test_online_share(tmp_path):
         assert not ((starts % 1000 > 995) & (starts < 2000)).any()                          # no seams
 
 
-def test_making_arrays_goes_on_after_an_interruption(tmp_path, monkeypatch):
-    paths, made = write(tmp_path / "set", LENGTHS), []
+def test_making_arrays_goes_on_after_an_interruption(paths, tmp_path, monkeypatch):
     open_set(paths, tmp_path / "whole")
-    original = shards.append
+    made, original = [], shards.append
 
     def append(place, index, path, *rest):
         made.append(path.name)
@@ -182,20 +175,18 @@ def test_making_arrays_goes_on_after_an_interruption(tmp_path, monkeypatch):
         assert made == [paths[i].name for i in (0, 1, 1, 2)]
     for name in ("rows.f32", "ends.f32", "lasts.i64", "index.json"):
         assert (tmp_path / "maps/set" / name).read_bytes() == (tmp_path / "whole/maps/set" / name).read_bytes()
-    fewer = shards.ShardBuffer(open_set(paths[:2], tmp_path)[0], 0, 5, 0.9)
+    fewer = mapped(open_set(paths[:2], tmp_path)[0])
     assert fewer.size == sum(sum(n) - len(n) for n in LENGTHS[:2])
     assert fewer.chunks(torch.tensor([fewer.size - 5]))["valid"].all()
 
 
-def test_a_changed_file_or_index_starts_over(tmp_path):
-    paths = write(tmp_path / "set", LENGTHS)
+def test_a_changed_file_or_index_starts_over(paths, tmp_path):
     before, counts = open_set(paths, tmp_path)
     write(tmp_path / "set", [[40]], first=1)
     after, other = open_set(paths, tmp_path)
     assert other["transitions"] == counts["transitions"] - 10 and other["sha256"] != counts["sha256"]
-    buffers = shards.ShardBuffer(after, 0, 5, 0.9), ReplayBuffer(together(paths), 0, 5, 0.9)
-    whole, plain = (buffer.chunks(torch.arange(90)) for buffer in buffers)
-    assert equal(whole, plain)
+    whole, expected = (buffer.chunks(torch.arange(90)) for buffer in (mapped(after), plain(paths)))
+    assert equal(whole, expected)
     assert torch.isfinite(before["records"]).all()         # who had the old arrays open still has them
     place = tmp_path / "maps/set"
     for content in ("{", "[]", json.dumps(dict(files=[{}], tasks=[], columns=[]))):
@@ -203,7 +194,7 @@ def test_a_changed_file_or_index_starts_over(tmp_path):
         assert open_set(paths, tmp_path)[1] == other
     (place / "rows.f32").unlink()
     (place / "rows.f32").write_bytes(b"a lost end")
-    assert equal(shards.ShardBuffer(open_set(paths, tmp_path)[0], 0, 5, 0.9).chunks(torch.arange(90)), whole)
+    assert equal(mapped(open_set(paths, tmp_path)[0]).chunks(torch.arange(90)), whole)
 
 
 MEMORY = """

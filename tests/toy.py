@@ -46,18 +46,17 @@ class Failing(Toy):
 
     def maybe_fail(self, call, *answer):
         self.calls[call] += 1
-        for how in ("dies", "hangs", "raises", "says nan", "pays inf"):
-            order = self.folder / f"{call}{self.calls[call]} {how}"
-            if order.exists():
-                order.unlink()
-                if how == "dies":
-                    os._exit(7)
-                if how == "hangs":
-                    time.sleep(10_000)
-                if how == "raises":
-                    raise ValueError("out of joint")
-                obs, reward, *rest = answer
-                return (obs * np.nan, reward, *rest) if how == "says nan" else (obs, np.inf, *rest)
+        for order in self.folder.glob(f"{call}{self.calls[call]} *"):
+            order.unlink()
+            how = order.name.partition(" ")[2]
+            if how == "dies":
+                os._exit(7)
+            if how == "hangs":
+                time.sleep(10_000)
+            if how == "raises":
+                raise ValueError("out of joint")
+            obs, reward, *rest = answer
+            return (obs * np.nan, reward, *rest) if how == "says nan" else (obs, np.inf, *rest)
         return answer
 
     def reset(self, **kwargs):

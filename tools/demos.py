@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--task", required=True)
     parser.add_argument("--size", type=int, required=True, help="demonstrations (Robomimic) or transitions (OGBench)")
     parser.add_argument("--goal-share", type=float, default=0.0,
-                        help="OGBench: share of transitions from episodes aimed at the task's goal")
+                        help="cubes: share of transitions from episodes aimed at the task's goal")
     parser.add_argument("--folder", type=Path, default="data/generated")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()

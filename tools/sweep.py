@@ -5,8 +5,8 @@
     python -m tools.sweep ... --cluster slurm --slurm-partition gpu --slurm-hours 12
 
 All other options are train_online.py's, for every run. The same command goes on where it was stopped. Runs that share
-stage 1 (dfp and dfp-no-topk, mvp and mvp-topk, of one seed) follow each other in one job, so that it is trained once.
-Ctrl-C: every run saves and ends, on Slurm too. Logs: a folder for each sweep in <out>/sweep/.
+stage 1, like dfp and dfp-no-topk of one seed, follow each other in one job, so that it is trained once. Ctrl-C: every
+run saves and ends, on Slurm too. Logs: a folder for each sweep in <out>/sweep/.
 """
 import itertools
 import os
@@ -46,12 +46,12 @@ class Planned:
     @property
     def state(self) -> str:
         """Done are both stages, of the lengths asked for, when they are evaluated at their end."""
-        folder, steps = self.folder, (self.config.offline_steps, self.config.online_steps)
-        if not (folder / "config.json").exists():
+        if not (self.folder / "config.json").exists():
             return "to start"
-        begun, evaluated = run.read_config(folder)[0], [int(row["step"]) for row in read_rows(folder / "eval.csv")]
-        done = steps == (begun.offline_steps, begun.online_steps) and sum(steps) in evaluated
-        return "done" if done and (steps[1] or (folder / "offline.pt").exists()) else "to resume"
+        begun, steps = run.read_config(self.folder)[0], (self.config.offline_steps, self.config.online_steps)
+        evaluated = str(sum(steps)) in [row["step"] for row in read_rows(self.folder / "eval.csv")]
+        complete = evaluated and (steps[1] or (self.folder / "offline.pt").exists())
+        return "done" if complete and steps == (begun.offline_steps, begun.online_steps) else "to resume"
 
     def command(self, workers: int) -> list[str]:
         """--workers gives way to the run's own; --resume where there is nothing simply starts."""
@@ -98,15 +98,14 @@ class Job:
 
 def job_slots(args, slurm: bool, groups: list) -> list[dict]:
     """For each job that may run at a time what its environment has besides: its GPU, unless Slurm gives it one."""
-    if slurm:
-        return [{}] * (args.jobs or len(groups))
-    cores, c = os.cpu_count(), groups[0][0].config                               # one --device and --threads for all
-    gpus, jobs = [""], max(1, cores // (c.threads or cores))
-    if torch.cuda.is_available() and c.device != "cpu":
+    config = groups[0][0].config                                                 # one --device and --threads for all
+    gpus, jobs = [""], max(1, os.cpu_count() // (config.threads or os.cpu_count()))
+    if torch.cuda.is_available() and config.device != "cpu":
         every = ",".join(map(str, range(torch.cuda.device_count())))
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
         jobs = len(gpus)
-    return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(min(args.jobs or jobs, len(groups)))]
+    count = args.jobs or (len(groups) if slurm else jobs)
+    return [{} if slurm else {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(min(count, len(groups)))]
 
 
 def work(args, slurm: bool, groups: list, logs: Path) -> None:
@@ -118,13 +117,12 @@ def work(args, slurm: bool, groups: list, logs: Path) -> None:
         timeout_min=int(60 * args.slurm_hours) if slurm else 10**7, slurm_gpus_per_node=args.slurm_gpus or None,
         slurm_partition=args.slurm_partition, slurm_cpus_per_task=args.slurm_cpus,
         slurm_srun_args=[f"--cpus-per-task={args.slurm_cpus}"])          # srun asks anew for its cores
-    slots = job_slots(args, slurm, groups)
+    slots, running = job_slots(args, slurm, groups), {}
     workers = args.slurm_cpus if slurm else max(1, os.cpu_count() // len(slots))
-    waiting, running = [*groups], {}
     try:
-        while waiting or running:
-            while waiting and slots:
-                group, slot = waiting.pop(0), slots.pop(0)
+        while groups or running:
+            while groups and slots:
+                group, slot = groups.pop(0), slots.pop(0)
                 commands = [(planned.command(workers), logs / f"{planned.name}.log") for planned in group]
                 # Ctrl-C is for the sweep alone, which ends its jobs in order: they inherit that it is blocked.
                 before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -170,9 +168,9 @@ def main() -> None:
     for planned in runs:
         print(f"{planned.state:9}  {planned.name:30}  {planned.folder}")
     print(", ".join(f"{[planned.state for planned in runs].count(state)} {state}" for state in STATES))
-    left = [[planned for planned in group if planned.state != "done"] for group in groups]
     if args.dry_run:
         return
+    left = [[planned for planned in group if planned.state != "done"] for group in groups]
     if any(left):
         logs = Path(runs[0].config.out).resolve() / "sweep" / time.strftime(f"%Y%m%d-%H%M%S-{os.getpid()}")
         print(f"logs: {logs}", flush=True)

@@ -4,7 +4,6 @@ What does not fit is a ValueError here, and not a surprise after a day of traini
 and of what the libraries raise for a broken file. Nothing is unpickled.
 """
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import numpy as np
 
 import envs
 from config import UserError
+from tools.training.files import in_one_line, write_whole
 
 INFO = ("qpos", "button_states")                             # what the rewards of OGBench's tasks follow from
 RECORD = ("path", "bytes", "mtime", "sha256", "recorded")    # what every record has; the rest is the file's origin
@@ -91,19 +91,13 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_json(path: Path, content: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
-
-
 def remember(path: Path, record: Path, /, **origin) -> dict:
     """Writes down what a file is, now that it is known to be good."""
     stat = path.stat()
     entry = origin | dict(path=os.path.relpath(path, record.parent), bytes=stat.st_size, mtime=stat.st_mtime_ns,
                           sha256=sha256(path), recorded=time.strftime("%Y-%m-%dT%H:%M:%S"))
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_json(record, entry)
+    write_whole(record, json.dumps(entry, indent=1).encode())
     return entry
 
 
@@ -128,11 +122,6 @@ def trusted(path: Path, record: Path, read) -> dict:
     return remember(path, record, **entry or {})
 
 
-def in_one_line(error: Exception) -> str:
-    kind = "" if type(error) is ValueError else type(error).__name__ + ": "
-    return " ".join(f"{kind}{error}".split())[:300]
-
-
 @contextlib.contextmanager
 def one_line(path: Path, task: envs.Task):
     """Whatever is wrong with a file becomes a UserError of one line. Only a file whose record says that this project
@@ -146,17 +135,3 @@ def one_line(path: Path, task: envs.Task):
         advice = "; delete it to fetch or generate it again" if is_ours else ""
         raise UserError(f"{path} is no usable data of {task.name}: {in_one_line(error)}{advice}") from None
 
-
-@contextlib.contextmanager
-def one_at_a_time(folder: Path, wait: bool = True, option: str = "--data-dir"):
-    """Processes started side by side take turns; without `wait` the second is refused. option: it names the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is running in {folder}") from None
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from None
-    with lock:
-        yield

@@ -3,6 +3,8 @@
     python -m tools.pictures drift        figures/drift.png, drift.gif and temperatures.png
     python -m tools.pictures              all of them
 """
+import torch
+
 from tools.pictures import bandit, concepts, rivals
 from tools.training import command_line
 
@@ -14,6 +16,7 @@ def main() -> None:
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("name", nargs="?", choices=[*DRAW], help="the file whose pictures to draw; none: all")
     name = parser.parse_args().name
+    torch.set_num_threads(1)                               # more gain nothing at such sizes
     for draw in [DRAW[name]] if name else DRAW.values():
         draw()
 

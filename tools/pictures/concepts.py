@@ -1,10 +1,4 @@
-"""The pictures of drift.py, policy.py, critic.py and topk.py, from the functions that train policies, on toy problems.
-
-    drift     drift.png, drift.gif: the field, and samples that follow it; temperatures.png: too small a one
-    policy    policy.png: one noise, one action
-    critic    critic.png: values of action chunks on a chain, learned beside exact
-    topk      topk.png: candidates, the top K, the drift; what the selection converges to
-"""
+"""The pictures of drift.py, policy.py, critic.py and topk.py: the functions that train policies, on toy problems."""
 import functools
 import itertools
 from pathlib import Path
@@ -52,7 +46,7 @@ def save(figure, name):
 
 def square(ax, limit=1.6, title=""):
     ax.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=9)
 
 
 def state(n):
@@ -74,7 +68,7 @@ def drift_towards(data, temperatures, batch=256):
 
 # --------------------------------------------------------------------------------------------------- drift.py
 def drift(steps=1200) -> None:
-    """The field V = V+ - V- on its way to zero, as the samples come to the target."""
+    """drift.png, drift.gif: the field V = V+ - V- on its way to zero, as the samples come to the target."""
     torch.manual_seed(0)
     actor, loss = drift_towards(four_modes, (0.1, 0.5, 2.0))
     noise, target = torch.randn(300, 2), four_modes(600)
@@ -104,38 +98,33 @@ def drift(steps=1200) -> None:
     figure, ax = plt.subplots(figsize=(3.6, 3.8), layout="constrained")
     film = FuncAnimation(figure, lambda step: panel(ax, step), frames=shown)
     film.save(FOLDER / "drift.gif", PillowWriter(fps=8), dpi=70)
-    plt.close(figure)
-    print(FOLDER / "drift.gif")
     temperatures(steps)
 
 
 def temperatures(steps=1200) -> None:
-    """Only small temperatures, and samples that start far from the data: everything collapses onto the mean. The loss
-    does not tell; the spread does."""
+    """temperatures.png: only small temperatures, and samples that start far from the data: everything collapses onto
+    the mean. The loss does not tell; the spread does."""
     far = functools.partial(four_modes, at=1.6, spread=0.14)
-    figure, axes = plt.subplots(1, 4, figsize=(13, 3.3), layout="constrained", width_ratios=(1, 1, 1, 1.3))
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained")
     for ax, widths, color in zip(axes, ((0.1,), (0.1, 0.5), (0.1, 0.5, 2.0)), (RED, BLUE, GREEN)):
         torch.manual_seed(0)
         actor, loss = drift_towards(far, widths)
         with torch.no_grad():
             actor.mlp.linears[-1].weight.mul_(0.1)                              # starts narrow, at the origin
-        samples, noise = [], torch.randn(300, 2)
-        values = train(actor, loss, steps, lambda step: samples.append(actor(state(300), noise).detach()))
-        spread = [x.std(0).mean().item() for x in samples]
+        noise = torch.randn(300, 2)
+        values = train(actor, loss, steps)
+        with torch.no_grad():
+            samples = actor(state(300), noise)
         ax.scatter(*far(600).T, s=4, color=GREY, lw=0)
-        ax.scatter(*samples[-1].T, s=6, color=color, lw=0)
-        label = "R = " + ", ".join(f"{width:g}" for width in widths)
-        square(ax, 3, f"{label}: loss {np.mean(values[-50:]):.2f}, spread {spread[-1]:.2f}")
-        axes[3].plot(spread, color=color, label=label)
-    axes[3].axhline(far(4000).std(0).mean(), color="0.5", ls=":", label="the data's")
-    axes[3].set(xlabel="step", ylabel="spread of the samples")
-    axes[3].legend(fontsize=8)
+        ax.scatter(*samples.T, s=6, color=color, lw=0)
+        label = ", ".join(f"{width:g}" for width in widths)
+        square(ax, 3, f"R = {label}: loss {np.mean(values[-50:]):.2f}, spread {samples.std(0).mean():.2f}")
     save(figure, "temperatures.png")
 
 
 # --------------------------------------------------------------------------------------------------- policy.py
 def policy(steps=1200) -> None:
-    """One pass from noise to action: which noise means which way to act."""
+    """policy.png: one pass from noise to action, and which noise means which way to act."""
     torch.manual_seed(0)
     angle = torch.arange(5) * 2 * torch.pi / 5
     modes = torch.stack([angle.sin(), angle.cos()], 1)
@@ -150,15 +139,14 @@ def policy(steps=1200) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.8), layout="constrained")
     for ax, points, limit, title in zip(axes, (noise, actions), (3.3, 1.5), titles):
         ax.scatter(*points.T, s=4, c=mode, cmap="Set1", vmin=0, vmax=8, lw=0)
-        square(ax, limit)
-        ax.set_title(title, fontsize=9)
+        square(ax, limit, title)
     save(figure, "policy.png")
 
 
 # --------------------------------------------------------------------------------------------------- critic.py
 def chain_values(length, chunk, discount, right=0.7):
-    """Exact Q of every chunk of a chain's left (-1) and right (+1) moves: 0 where its end is reached, -1 a step before,
-    and afterwards each move is right with probability `right` -> {(place, chunk): Q}."""
+    """Exact Q of every chunk of a chain's left (-1) and right (+1) moves: -1 for each step before its end is reached.
+    After the chunk each move is right with probability `right` -> {(place, chunk): Q}."""
     places, value, table = np.arange(length), np.zeros(length + 1), {}          # place `length` is the end, for ever
     go = {-1: np.append(np.maximum(places - 1, 0), length), 1: np.append(places + 1, length)}
 
@@ -174,11 +162,9 @@ def chain_values(length, chunk, discount, right=0.7):
 
 
 def critic(steps=3000, length=8, chunk=3, discount=0.95) -> None:
-    """Values of chunks on a chain, learned with chunk_return, td_target and td_loss, beside the exact ones."""
+    """critic.png: values of chunks on a chain, learned with chunk_return, td_target and td_loss, beside exact ones."""
     torch.manual_seed(0)
-    exact, found = chain_values(length, chunk, discount), {}
-    places, chunks = (torch.tensor(column) for column in zip(*exact))
-    true = torch.tensor([*exact.values()])
+    exact, places = chain_values(length, chunk, discount), torch.arange(length)
     q, target = Critic(1, chunk, (64, 64)), Critic(1, chunk, (64, 64)).requires_grad_(False)
     target.load_state_dict(q.state_dict())
 
@@ -199,25 +185,17 @@ def critic(steps=3000, length=8, chunk=3, discount=0.95) -> None:
         move_towards(target, q, 0.02)
         return td_loss(q(observe(place), moves), y, torch.ones(256))
 
-    @torch.no_grad()
-    def watch(step):
-        if step % 20 == 0 or step == steps:
-            found[step] = q.value(observe(places), chunks.float())
-    train(q, loss, steps, watch)
+    train(q, loss, steps)
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    left.plot(true, true, color="0.5", lw=1)
-    points = left.scatter(true, found[steps], c=places, cmap="viridis", s=14)
-    figure.colorbar(points, ax=left, label="place on the chain")
-    left.set(xlabel="exact Q(s, chunk)", ylabel="learned", title=f"all {len(true)} pairs of place and chunk")
-    for moves, color in (((1, 1, 1), GREEN), ((1, -1, 1), BLUE), ((-1, -1, -1), RED)):
-        which = (chunks == torch.tensor(moves)).all(1)
-        middle.plot(true[which], color=color, lw=1, label=" ".join("→" if move > 0 else "←" for move in moves))
-        middle.plot(found[steps][which], "o", color=color, ms=4)
-    middle.set(xlabel="place (the goal is to the right)", ylabel="Q", title="lines: exact; dots: learned")
-    middle.legend(fontsize=9)
-    right.semilogy([*found], [(values - true).abs().mean() for values in found.values()], color=BLUE)
-    right.set(xlabel="update", ylabel="mean |learned - exact|", title="on the way")
+    figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+    for i, moves in enumerate(itertools.product((-1, 1), repeat=chunk)):
+        with torch.no_grad():
+            learned = q.value(observe(places), torch.tensor(moves).float().expand(length, -1))
+        ax.plot([exact[place, moves] for place in range(length)], color=f"C{i}", lw=1,
+                label=" ".join("→" if move > 0 else "←" for move in moves))
+        ax.plot(learned, "o", color=f"C{i}", ms=4)
+    ax.set(xlabel="place (the goal is to the right)", ylabel="Q(s, chunk)", title="lines: exact; dots: learned")
+    ax.legend(fontsize=8)
     save(figure, "critic.png")
 
 
@@ -228,11 +206,11 @@ def landscape(a):
     return hill - 0.6 * (a[..., 1] - 0.6 * a[..., 0]) ** 2
 
 
-def topk(steps=600, draws=20) -> None:
-    """What selection does: once, in two dimensions; again and again, in one, beside the exact improved policies; and
-    how fast Proposition 1's limit comes."""
+def topk(steps=600) -> None:
+    """topk.png: what selection does once, in two dimensions; and again and again, in one, beside the exact improved
+    policies."""
     torch.manual_seed(2)
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13.5, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
     line = torch.linspace(-1.6, 1.6, 81)
     height = landscape(torch.cartesian_prod(line, line)).reshape(81, 81)
     left.contourf(line, line, height.T, 18, cmap="Greys_r", alpha=0.5)
@@ -246,8 +224,7 @@ def topk(steps=600, draws=20) -> None:
     left.quiver(*generated.T, *field.T, color=BLUE, angles="xy", scale_units="xy", scale=1.6, width=0.006)
     square(left, title="one step of L_topK over a landscape of Q")
     left.legend(fontsize=8, loc="lower left")
-    improvement(middle, steps)
-    convergence(right, draws)
+    improvement(right, steps)
     save(figure, "topk.png")
 
 
@@ -275,25 +252,3 @@ def improvement(ax, steps, kl_temp=0.5):
             label=r"$\pi_\theta$ trained by L_topK")
     ax.set(xlabel="action; Q(a) = a", title="policy improvement: K/N = 1/4")
     ax.legend(fontsize=8, loc="upper left")
-
-
-def level_set_loss(x, negatives, share, h):
-    """L_drift towards pi_old = N(0, 1) restricted to its best share, where Q(a) = a (the limit in Proposition 1)."""
-    u = 1 - share + share * (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    return drift_field(x, torch.special.ndtri(u)[:, None], negatives, bandwidth=h).square().sum(-1).mean()
-
-
-def convergence(ax, draws, h=0.3):
-    x, negatives = torch.randn(64, 1, dtype=torch.float64), torch.randn(64, 1, dtype=torch.float64)
-    sizes = 2 ** np.arange(3, 13)
-    for share, color in ((0.5, GREEN), (0.25, BLUE), (0.125, ORANGE)):
-        limit, errors = level_set_loss(x, negatives, share, h), []
-        for n in sizes.tolist():
-            pool = torch.randn(draws, n, 1, dtype=torch.float64)
-            best = top_k_actions(pool, pool[..., 0], int(share * n))
-            field = drift_field(x.expand(draws, -1, -1), best, negatives.expand(draws, -1, -1), bandwidth=h)
-            errors.append((field.square().sum(-1).mean(-1) - limit).abs().mean().item())
-        ax.loglog(sizes, errors, "o-", ms=4, color=color, label=f"K/N = {share:g}")
-    ax.loglog(sizes, errors[0] * (sizes[0] / sizes) ** 0.5, ":", color="0.5", label=r"$\propto N^{-1/2}$")
-    ax.set(xlabel="N candidates", ylabel="|L_topK - its limit|", title=f"Proposition 1, mean over {draws} draws")
-    ax.legend(fontsize=8)

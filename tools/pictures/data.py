@@ -2,9 +2,10 @@
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 import envs
-from tools.report.dataset import columns
+from tools.report.dataset import columns, spaced
 
 # Where hand and object stand in an observation. Robomimic: envs.OBS_KEYS. OGBench: joints 12, hand 3, yaw 2, fingers 2,
 # then the object, which puzzles lack.
@@ -13,28 +14,22 @@ PLACES = {"robomimic": dict(hand=0, object=9), "ogbench": dict(hand=12, object=1
 
 def draw(task: envs.Task, dataset: dict, source: dict, folder: Path, episodes: int = 30) -> Path:
     """Lengths of all episodes; paths of the hand and of the first object in some, seen from above and from the side."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     lengths = columns(dataset)[0]
     ends = np.cumsum(lengths)
     observations = dataset["records"].numpy() if "records" in dataset else dataset["observations"]
-    figure, (histogram, above, side) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    histogram, above, side = figure.subplots(1, 3)
     histogram.hist(lengths, bins=40, color="0.5")
     histogram.set(xlabel="steps", ylabel="episodes", title=f"{task.name}, {source['kind']}: {len(lengths):,} episodes")
-    for i in np.linspace(0, len(lengths) - 1, min(episodes, len(lengths))).astype(int):
+    for i in spaced(np.arange(len(lengths)), episodes):
         rows = observations[ends[i] - lengths[i] : ends[i]]
-        for (label, at), color in zip(PLACES[task.suite].items(), ("#1f77b4", "#d62728")):
-            if label == "hand" or not task.source.startswith("puzzle"):
-                line = dict(color=color, lw=0.7, alpha=0.6, label=label if i == 0 else None)
-                above.plot(rows[:, at], rows[:, at + 1], **line)
-                side.plot(rows[:, at], rows[:, at + 2], **line)
-    above.set(xlabel="x", ylabel="y", title="from above", aspect="equal")
+        for (what, at), color in zip(PLACES[task.suite].items(), ("#1f77b4", "#d62728")):
+            if what == "hand" or not task.source.startswith("puzzle"):
+                above.plot(rows[:, at], rows[:, at + 1], color=color, lw=0.7, alpha=0.6)
+                side.plot(rows[:, at], rows[:, at + 2], color=color, lw=0.7, alpha=0.6)
+    above.set(xlabel="x", ylabel="y", title="hand (blue) and object (red) from above", aspect="equal")
     side.set(xlabel="x", ylabel="z", title="from the side", aspect="equal")
-    if PLACES[task.suite]:
-        above.legend(fontsize=8)
     path = folder / f"data-{task.name}.png"
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
     return path

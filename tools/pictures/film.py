@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -22,10 +23,10 @@ HOLD = 15                   # frames that an episode's last one stays
 
 
 def choose_renderer() -> None:
-    """Sets MUJOCO_GL, before mujoco is imported, to the first of EGL and OSMesa that works here (on macOS to its own);
-    what is set already is taken as it is. UserError where none works."""
+    """Sets MUJOCO_GL, before mujoco is imported, to the first renderer that works here (macOS has cgl); what is set
+    already is taken as it is. UserError where none works."""
     wanted = os.environ.get("MUJOCO_GL", "disable")
-    names = [wanted] if wanted not in ("", "disable") else ["cgl"] if sys.platform == "darwin" else ["egl", "osmesa"]
+    names = [wanted] if wanted not in ("", "disable") else ["egl", "osmesa", "cgl"]
     for name in names:          # tried in another process: a renderer that fails may take its process along
         words = [sys.executable, "-c", "import mujoco; mujoco.GLContext(64, 64).make_current()"]
         if subprocess.run(words, env=os.environ | {"MUJOCO_GL": name}, capture_output=True).returncode == 0:
@@ -63,9 +64,8 @@ def record(policy, env, episode: int, best_of: int | None = None) -> dict:
 
 def drawn(frames, steps, values, success) -> list[Image.Image]:
     """The frames with the step, Q and, on the last, how it ended."""
-    low, high = min(values), max(values)
-    across = [SIZE * step / max(1, steps[-1]) for step in steps]
-    height = [SIZE + PANEL - 6 - (PANEL - 24) * (q - low) / (high - low or 1) for q in values]
+    across = np.interp(steps, (0, steps[-1]), (0, SIZE))
+    height = SIZE + np.interp(values, (min(values), max(values)), (PANEL - 6, 18))
     pictures = []
     for i, frame in enumerate(frames):
         picture = Image.new("RGB", (SIZE, SIZE + PANEL), "white")
@@ -74,31 +74,24 @@ def drawn(frames, steps, values, success) -> list[Image.Image]:
         pen.text((6, SIZE + 2), f"step {steps[i]}    Q {values[i]:.1f}", "black")
         pen.line([*zip(across, height)][: i + 1], "#1f77b4", 2)
         pictures.append(picture)
-    pen.text((SIZE - 66, SIZE + 2), *(("success", "#2ca02c") if success else ("time is up", "#d62728")))
+    pen.text((SIZE - 66, SIZE + 2), "success" if success else "time is up", "#2ca02c" if success else "#d62728")
     return pictures + [pictures[-1]] * HOLD
 
 
 def film(policy, path: str, episodes: int = 3, best_of: int | None = None) -> None:
-    """The first episodes of an evaluation, to a file ending in .gif or .mp4. UserError where it cannot be written or
-    rendered."""
+    """The first episodes of an evaluation, to a file ending in .gif or .mp4. UserError where rendering fails."""
     task = policy.config.task
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
         env = envs.make(task, **rendering(task))
         env.reset(seed=0)
         env.render()
-    except UserError:
-        raise
     except Exception as error:                               # renderers raise many kinds
         raise UserError(f"no film: {task} cannot be rendered here ({type(error).__name__} {error})") from None
     pictures = []
     for episode in tqdm(range(episodes), desc=f"filming {task}"):
         pictures += drawn(**record(policy, env, episode, best_of))
     env.close()
-    if Path(path).suffix == ".gif":
-        colours = [picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures]
-        colours[0].save(path, save_all=True, append_images=colours[1:], duration=1000 // FPS, loop=0)
-    else:
-        import imageio.v2 as imageio
-        imageio.mimwrite(path, [np.asarray(picture) for picture in pictures], fps=FPS, macro_block_size=8)
+    kind = dict(duration=1000 // FPS, loop=0) if path.endswith(".gif") else dict(fps=FPS, macro_block_size=8)
+    imageio.mimwrite(path, [np.asarray(picture) for picture in pictures], **kind)
     print(f"{path}: {episodes} episodes, {len(pictures)} frames")

@@ -3,10 +3,10 @@ from functools import partial
 
 import torch
 
-from baselines.flow import FlowActor, flow_loss
+from baselines.flow import FlowActor, euler, flow_loss
 from baselines.meanflow import MeanFlowActor, mean_flow, two_times
-from tools.pictures.concepts import (BLUE, CORNERS, GREY, ORANGE, drift_towards, four_modes, plt, save, square, state,
-                                     train)
+from tools.pictures.concepts import (
+    BLUE, CORNERS, GREY, ORANGE, drift_towards, four_modes, plt, save, square, state, train)
 
 
 def flow() -> None:
@@ -21,23 +21,15 @@ def flow() -> None:
     once, loss = drift_towards(data, (0.05, 0.5), batch=128)
     train(once, loss)
 
-    def path(steps):
-        """From the noise, where each step of flow.euler leads: [steps + 1, 300, 2]."""
-        points = [noise]
-        for i in range(steps):
-            points.append(points[-1] + velocity(points[-1], torch.full((300, 1), i / steps)) / steps)
-        return torch.stack(points)
-
     noise, target = torch.randn(300, 2), data(600)
     with torch.no_grad():
-        panels = [(f"flow, {n} step{'s' * (n > 1)}", path(n), BLUE) for n in (1, 2, 5, 10)]
-        panels.append(("drift policy, one pass", torch.stack([noise, once(state(300), noise)]), ORANGE))
-    figure, axes = plt.subplots(1, 5, figsize=(12.5, 3.05), layout="constrained", sharex=True, sharey=True)
-    for ax, (title, points, color) in zip(axes, panels):
+        panels = {f"flow, steps: {n}": euler(velocity, noise, n) for n in (1, 2, 5, 10)}
+        panels["drift policy, one pass"] = once(state(300), noise)
+    figure, axes = plt.subplots(1, 5, figsize=(12.5, 3.05), layout="constrained")
+    for ax, (title, actions) in zip(axes, panels.items()):
         ax.scatter(*target.T, s=5, color=GREY, lw=0)
-        ax.plot(points[:, :40, 0], points[:, :40, 1], color=color, lw=0.6, alpha=0.35)
-        ax.scatter(*points[-1].T, s=6, color=color, lw=0)
-        on = (torch.cdist(points[-1], 0.7 * CORNERS).amin(1) < 0.15).float().mean()
+        ax.scatter(*actions.T, s=6, color=BLUE if title.startswith("flow") else ORANGE, lw=0)
+        on = (torch.cdist(actions, 0.7 * CORNERS).amin(1) < 0.15).float().mean()
         square(ax, title=f"{title}\n{on:.0%} within 3 std of a mode")
     save(figure, "flow.png")
 
@@ -60,26 +52,20 @@ def meanflow() -> None:
 
     noise, one, steps = torch.randn(2000, 1), torch.ones(2000, 1), 50
     with torch.no_grad():
-        path = [noise]                                       # the curve: many small steps with the velocity u(z, t, t)
+        path = [noise]                                       # many small steps along the velocity u(z, t, t)
         for i in range(steps, 0, -1):
             path.append(path[-1] - u(path[-1], one * i / steps, one * i / steps) / steps)
         instant, mean = (noise - u(noise, r * one, one) for r in (1, 0))
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", width_ratios=(2.2, 1),
-                                         sharey=True)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
     left.plot(torch.linspace(1, 0, steps + 1), torch.stack(path)[:, :60, 0], color=GREY, lw=0.6)
-    for start in (-1.2, -0.35, 0.35, 1.2):
-        i = (noise[:, 0] - start).abs().argmin()
-        for end, color in ((instant[i, 0], ORANGE), (mean[i, 0], BLUE)):
-            arrow = dict(arrowstyle="->", color=color, lw=1.6, shrinkA=0, shrinkB=0)
-            left.annotate("", (0, end), (1, noise[i, 0]), arrowprops=arrow)
-    left.set(xlim=(1.02, -0.02), ylim=(-2.2, 2.2), xlabel="time t: noise (1) to data (0)", ylabel="z",
+    left.set(xlim=(1, 0), ylim=(-2.2, 2.2), xlabel="time t: noise (1) to data (0)", ylabel="z",
              title="paths of the flow, and one step along two velocities")
-    histogram = partial(right.hist, bins=torch.linspace(-2.2, 2.2, 120).tolist(), orientation="horizontal")
-    histogram(data(2000)[:, 0].tolist(), color=GREY, label="data")
-    for values, color, label in ((instant, ORANGE, r"instantaneous, $\epsilon - u(\epsilon, 1, 1)$"),
-                                 (mean, BLUE, r"mean, $\epsilon - u(\epsilon, 0, 1)$")):
-        histogram(values[:, 0].tolist(), histtype="step", lw=1.5, color=color, label=label)
+    right.hist(data(2000)[:, 0], bins=60, orientation="horizontal", color=GREY, label="data")
+    for end, color, label in ((instant, ORANGE, r"instantaneous, $\epsilon - u(\epsilon, 1, 1)$"),
+                              (mean, BLUE, r"mean, $\epsilon - u(\epsilon, 0, 1)$")):
+        left.plot((1, 0), torch.stack([noise, end])[:, :12, 0], color=color, lw=1.2)
+        right.hist(end[:, 0], bins=60, orientation="horizontal", histtype="step", lw=1.5, color=color, label=label)
     right.set(xticks=[], title="where one step lands")
     right.legend(fontsize=8, loc="upper right")
     save(figure, "meanflow.png")

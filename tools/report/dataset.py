@@ -18,25 +18,27 @@ SAME = 0.05              # OGBench: most that two observations of one state may 
 
 def description(config: Config, dataset: dict, source: dict) -> str:
     """The lines that `python data.py` prints; arguments as data.load has them."""
-    lengths, rewards, actions = columns(dataset)
+    lengths, actions = columns(dataset)
     return "\n".join((
         f"{config.task}: {source['kind']} data{', ' if source['why'] else ''}{source['why']}",
         f"file       {source['path']}, {len(source['files'])} in all",
         f"origin     {', '.join(f'{name} {value}' for name, value in source['origin'].items()) or 'nothing recorded'}",
-        f"sha256     {source['sha256']}",
         f"episodes   {len(lengths):,} of {lengths.min()}-{lengths.max()} steps, {source['transitions']:,} transitions",
         f"success    {source['successes']:,} episodes reach the goal ({source['successes'] / len(lengths):.1%})",
-        f"rewards    {rewards.min():g} to {rewards.max():g}, mean {rewards.mean():.3f}",
         f"actions    {'  '.join(f'{low:.2f} to {high:.2f}' for low, high in zip(actions.min(0), actions.max(0)))}"))
 
 
-def columns(dataset: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(length of each episode, rewards [n], actions [n, A]); of a set in many files, the last two of its first rows."""
+def columns(dataset: dict) -> tuple[np.ndarray, np.ndarray]:
+    """(length of each episode, actions [n, A]); of a set in many files, the actions of its first rows."""
     if "records" not in dataset:
-        return np.diff(np.flatnonzero(dataset["terminals"]), prepend=-1), dataset["rewards"], dataset["actions"]
+        return np.diff(np.flatnonzero(dataset["terminals"]), prepend=-1), dataset["actions"]
     rows, end = dataset["records"][:100_000].numpy(), dataset["terminal_at"]
-    actions = rows[:, end - dataset["action_dim"] : end]
-    return np.diff(dataset["lasts"].numpy(), prepend=-1), rows[:, dataset["reward_at"]], actions
+    return np.diff(dataset["lasts"].numpy(), prepend=-1), rows[:, end - dataset["action_dim"] : end]
+
+
+def spaced(values, count: int):
+    """So many of these values, from the first to the last; all where there are no more."""
+    return values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
 
 
 def replay(task: envs.Task, source: dict, episodes: int) -> None:
@@ -53,16 +55,25 @@ def replay(task: envs.Task, source: dict, episodes: int) -> None:
         raise UserError(f"{source['path']} does not fit the simulator that is installed here")
 
 
+def model_of(demo) -> str:
+    """The XML of a demonstration's model. Stand-ins keep only the lines in which it differs from the first one's."""
+    if "model_file" in demo.attrs:
+        return demo.attrs["model_file"]
+    lines = demo.parent.attrs["model_file"].split("\n")
+    for number, line in json.loads(demo.attrs["model_lines"]).items():
+        lines[int(number)] = line
+    return "\n".join(lines)
+
+
 def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
     """Plays recorded actions open loop from the first recorded state -> (enough succeed, text)."""
     import h5py
-    env, succeeded = envs.make_robosuite(task), 0
+    env, succeeded = envs.make_robosuite(task), []
     env.reset()
     with h5py.File(path, "r") as file:
-        names = np.array(files.in_order(file["data"]))
-        chosen = names[np.linspace(0, len(names) - 1, min(episodes, len(names))).astype(int)]
-        for demo in map(file["data"].get, chosen):
-            env.reset_from_xml_string(env.edit_model_xml(demo.attrs["model_file"]))  # lift's cube: each time another
+        for name in spaced(np.array(files.in_order(file["data"])), episodes):
+            demo = file["data"][name]
+            env.reset_from_xml_string(env.edit_model_xml(model_of(demo)))        # lift's cube: each time another
             env.sim.reset()
             env.sim.set_state_from_flattened(demo["states"][0])
             env.sim.forward()
@@ -72,15 +83,15 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, 
             arm.update_initial_joints(env.sim.data.qpos[env.robots[0]._ref_joint_pos_indexes])
             for action in demo["actions"][()]:
                 env.step(action)
-            succeeded += bool(env._check_success())
+            succeeded.append(bool(env._check_success()))
         recorded = json.loads(file["data"].attrs["env_args"])
     env.close()
     theirs, ours = dict(recorded["env_kwargs"], robosuite=recorded.get("env_version")), envs.robosuite_args(task)
     ours = {name: ours[name] for name in ("controller_configs", "control_freq")}             # what moves the arm
     different = differences(theirs, ours | {"robosuite": envs.import_robosuite().__version__})
-    share = succeeded / len(chosen)
+    share = np.mean(succeeded)
     return share >= ENOUGH, "\n".join((
-        f"replay     {succeeded} of {len(chosen)} demonstrations succeed ({share:.0%})", *different))
+        f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%})", *different))
 
 
 def differences(theirs, ours, name: str = "") -> list[str]:
@@ -90,16 +101,17 @@ def differences(theirs, ours, name: str = "") -> list[str]:
     return [f"differs    {name[1:]}: {theirs} in the file, {ours} here"] if theirs != ours else []
 
 
-def replay_ogbench(task: envs.Task, path: Path, episodes: int, rows: int = 50) -> tuple[bool, str]:
-    """Puts the simulator into recorded states, compares what is observed there, and where one action leads -> (they
-    agree, text). The hand's place was observed one physics step late in some environments, hence a tolerance."""
+def replay_ogbench(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
+    """Puts the simulator into 50 recorded states an episode, compares what is observed there, and where one action
+    leads -> (they agree, text). The hand's place was observed one physics step late in some environments, hence a
+    tolerance."""
     import mujoco
     env = envs.make(task)
     env.reset(seed=0)
     play, inner, seen, led = files.play(path, task, "qvel"), env.unwrapped, [], []
     compared = np.arange(task.obs_dim) != 18                     # the force between the fingers depends on the past
-    usable = np.flatnonzero(play["terminals"][: np.flatnonzero(play["terminals"])[:episodes][-1]] == 0)
-    for i in usable[np.linspace(0, len(usable) - 1, min(rows * episodes, len(usable))).astype(int)]:
+    end = np.flatnonzero(play["terminals"])[:episodes][-1]
+    for i in spaced(np.flatnonzero(play["terminals"][:end] == 0), 50 * episodes):
         inner._data.qpos[:], inner._data.qvel[:] = play["qpos"][i], play["qvel"][i]
         if "button_states" in play:
             inner._cur_button_states[:] = play["button_states"][i]

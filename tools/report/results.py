@@ -36,15 +36,23 @@ class Key(NamedTuple):
     @property
     def block(self) -> str:
         """What tasks must share to stand in one table: each with the preset's own budget, or all with one other."""
-        usual = preset(self.task, self.method, self.setting.split(",")[0])
+        usual = preset(self.task, self.method, self.setting)
         own = (self.offline, self.online) == (usual.offline_steps, usual.online_steps)
         return f"{self.setting}, {self.data} data" + ("" if own else f", {self.offline:,} + {self.online:,} steps")
 
 
-def preset(task: str, method: str, name: str) -> config.Config:
+@dataclasses.dataclass
+class Reached:
+    """Success of one run in %."""
+    curve: dict[int, float] = dataclasses.field(default_factory=dict)        # {step: at this evaluation of training}
+    raw: float | None = None                                                 # of one sample, by evaluate.py at the end
+
+
+def preset(task: str, method: str, setting: str) -> config.Config:
+    """The preset that a setting begins with."""
     if task not in config.TASKS:                                 # a task of one's own, registered where it was trained
         config.TASKS.append(task)
-    return config.build(dict(task=task, method=method, preset=name))
+    return config.build(dict(task=task, method=method, preset=setting.split(",")[0]))
 
 
 def knob_texts(c: config.Config) -> dict[str, str]:
@@ -56,8 +64,7 @@ def knob_texts(c: config.Config) -> dict[str, str]:
 
 def departures(knobs: dict[str, str], usual: config.Config) -> list[str]:
     """["knob=value", ...], sorted: where the knobs are not as usual."""
-    usual_texts = knob_texts(usual)
-    return [f"{name}={text}" for name, text in sorted(knobs.items()) if text != usual_texts.get(name)]
+    return [f"{name}={text}" for name, text in sorted(knobs.items() - knob_texts(usual).items())]
 
 
 def given(departed: str) -> dict[str, str]:
@@ -67,38 +74,38 @@ def given(departed: str) -> dict[str, str]:
 
 def collect(names) -> list[dict]:
     """Every evaluation in these runs.csv files, and of every run below these folders: eval.csv's and evaluate.csv's."""
-    rows = [evaluation(row, name) for name in names if str(name).endswith(".csv") for row in read_csv(name)]
+    rows = [row for name in names if str(name).endswith(".csv") for row in read_csv(name)]
     for folder in sorted({path.resolve().parent for above in names for path in Path(above).rglob("config.json")}):
         c, record = run.read_config(folder)
-        knobs = knob_texts(c)
         # Knobs are kept as what departs from the paper's values, which never change, and not from the preset's.
-        about = dict(task=c.task, method=c.method, data=record["data"]["kind"], checksum=record["data"]["sha256"][:8],
-                     setting=",".join([c.preset, *departures(knobs, preset(c.task, c.method, c.preset))]),
-                     knobs=",".join(departures(knobs, preset(c.task, c.method, "paper"))), seed=c.seed,
-                     offline_steps=c.offline_steps, online_steps=c.online_steps, best_of=c.best_of, seconds="")
-        rows += [evaluation(about | row, folder) for name in ("eval.csv", "evaluate.csv")
-                 for row in read_rows(folder / name)]
-    return rows
-
-
-def evaluation(row: dict, where: str | Path) -> dict:
-    """A row of runs.csv with numbers in place of text. UserError, which says where, if it is none."""
+        knobs = ",".join(departures(knob_texts(c), preset(c.task, c.method, "paper")))
+        about = vars(c) | dict(data=record["data"]["kind"], checksum=record["data"]["sha256"][:8], setting=c.preset,
+                               knobs=knobs, seconds="")
+        if trained := read_rows(folder / "eval.csv"):
+            rows += [about | row for row in trained + read_rows(folder / "evaluate.csv")]
     try:
-        return {name: NUMBERS.get(name, str)(row[name]) for name in COLUMNS}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{where} holds a row that is no evaluation: a report is made from run folders, or from a "
-                        "runs.csv that it wrote before") from None
+        return [evaluation(row) for row in rows]
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"a row of {' '.join(map(str, names))} is no evaluation: a report is made from run folders, "
+                        "or from a runs.csv that it wrote before") from None
+
+
+def evaluation(row: dict) -> dict:
+    """A row of runs.csv, with numbers in place of text, and its setting named from the preset as it is today."""
+    usual = preset(row["task"], row["method"], row["setting"])
+    knobs = knob_texts(preset(row["task"], row["method"], "paper")) | given(row["knobs"])
+    row = row | dict(setting=",".join([usual.preset, *departures(knobs, usual)]))
+    return {name: NUMBERS.get(name, str)(row[name]) for name in COLUMNS}
 
 
 def read_csv(path: Path) -> list[dict]:
     """Any table by column name, as text: the paper's, or a report's own."""
-    with open(path, newline="", errors="replace") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(Path(path).read_text(errors="replace").splitlines()))
 
 
-def write_csv(path: Path, rows: list[dict], columns=None) -> None:
+def write_csv(path: Path, rows: list[dict], columns) -> None:
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns or list(rows[0]), extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
@@ -111,47 +118,35 @@ def grouped(rows: list[dict], *names: str) -> dict[tuple, list[dict]]:
     return found
 
 
-def groups(rows: list[dict]) -> dict[Key, dict[int, list[dict]]]:
-    """{what must agree: {seed: its evaluations}} in the order of config.TASKS and METHODS."""
+def groups(rows: list[dict]) -> dict[Key, dict[int, Reached]]:
+    """{what must agree: {seed: what it reached}} in the order of config.TASKS and METHODS."""
     sets = {place: {row["checksum"] for row in alike} for place, alike in grouped(rows, "task", "data").items()}
-    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    found = collections.defaultdict(lambda: collections.defaultdict(Reached))
     for row in rows:
-        task, method, name = row["task"], row["method"], row["setting"].split(",")[0]
-        data = row["data"] + (f" {row['checksum']}" if len(sets[task, row["data"]]) > 1 else "")
-        knobs = knob_texts(preset(task, method, "paper")) | given(row["knobs"])
-        setting = ",".join([name, *departures(knobs, preset(task, method, name))])
-        series = found[Key(task, method, data, setting, row["offline_steps"], row["online_steps"])][row["seed"]]
-        if trained(row) and row["step"] in (other["step"] for other in series if trained(other)):
-            raise UserError(f"seed {row['seed']} of {task}, {method}, {setting}, {data} data was given twice: "
-                            "name each run once")
-        series.append(row)
+        step, success = row["step"], 100 * row["success"]
+        data = row["data"] + (f" {row['checksum']}" if len(sets[row["task"], row["data"]]) > 1 else "")
+        key = Key(row["task"], row["method"], data, row["setting"], row["offline_steps"], row["online_steps"])
+        reached = found[key][row["seed"]]
+        if not row["seconds"]:                                   # evaluate.py's rows have no time; the newest counts
+            reached.raw = success if row["best_of"] == 1 and step == key.end else reached.raw
+        elif step not in reached.curve:
+            reached.curve[step] = success
+        else:
+            raise UserError(f"seed {row['seed']} of {key.task}, {key.method}, {key.setting}, {data} data was given "
+                            "twice: name each run once")
     order = sorted(found, key=lambda key: (config.TASKS.index(key.task), [*config.METHODS].index(key.method), *key[2:]))
     return {key: dict(sorted(found[key].items())) for key in order}
 
 
-def trained(row: dict) -> bool:
-    """Of eval.csv, written by training; rows of evaluate.csv have no time."""
-    return bool(row["seconds"])
-
-
-def stages(key: Key, seeds: dict) -> list[list[float]]:
-    """Success in % at the very end of stage 1 and of stage 2, of the seeds that have come there."""
-    rows = [row for series in seeds.values() for row in series if trained(row)]
-    return [[100 * row["success"] for row in rows if row["step"] == end]
-            for end in (key.offline, key.end if key.online else None)]
+def stages(key: Key, seeds: dict) -> tuple[list[float], list[float]]:
+    """Success at the very end of stage 1 and of stage 2, of the seeds that have come there."""
+    curves = [reached.curve for reached in seeds.values()]
+    return ([curve[key.offline] for curve in curves if key.offline in curve],
+            [curve[key.end] for curve in curves if key.online and key.end in curve])
 
 
 def unfinished(found) -> list[str]:
     """A line for each run that has no evaluation at its end."""
-    lasts = {(key, seed): max((row["step"] for row in series if trained(row)), default=0)
-             for key, seeds in found.items() for seed, series in seeds.items()}
-    return [f"{key.task}, {key.method}, {key.setting}, {key.data} data, seed {seed}: evaluated up to step {last:,} of "
-            f"{key.end:,}" for (key, seed), last in lasts.items() if last < key.end]
-
-
-def short(steps: int) -> str:
-    """1000000 -> 1M, 8000 -> 8k."""
-    for unit, name in ((10**6, "M"), (10**3, "k")):
-        if steps >= unit and steps % (unit // 10) == 0:
-            return f"{steps / unit:g}{name}"
-    return str(steps)
+    return [f"{key.task}, {key.method}, {key.setting}, {key.data} data, seed {seed}: "
+            f"evaluated up to step {max(reached.curve):,} of {key.end:,}"
+            for key, seeds in found.items() for seed, reached in seeds.items() if key.end not in reached.curve]

@@ -1,21 +1,21 @@
 """One run's curve: its eval.csv as a picture."""
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from run import read_config
 from tools.training.files import read_rows
 
 
 def draw_curve(folder: Path, path: Path) -> None:
     """Success over steps, stage 1 on grey and stage 2 on white, from a run's folder into the picture `path`."""
-    from matplotlib.figure import Figure
     config, record = read_config(folder)
     rows = read_rows(Path(folder) / "eval.csv")
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.axvspan(0, config.offline_steps, color="0.92", lw=0)
     axes.plot([int(row["step"]) for row in rows], [100 * float(row["success"]) for row in rows], "o-", ms=3)
+    about = f"{config.task} · {config.method} · {config.preset} · seed {config.seed} · {record['data']['kind']} data"
     axes.set(xlabel="step (grey: offline, white: online)", ylabel="success %", ylim=(-3, 103))
-    about = config.task, config.method, config.preset, f"seed {config.seed}", f"{record['data']['kind']} data"
-    axes.set_title(" · ".join(about), fontsize=9)
-    axes.grid(alpha=0.3)
+    axes.set_title(about, fontsize=9)
     figure.savefig(path, dpi=120)

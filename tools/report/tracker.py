@@ -13,8 +13,7 @@ def make_tracker(kind: str, folder: Path):
             return lambda values, step: [writer.add_scalar(k, v, step) for k, v in values.items()]
         if kind == "wandb":
             import wandb
-            wandb.init(project="drifting-field-policy", name=str(folder), dir=str(folder))
-            return lambda values, step: wandb.log(values, step=step)
+            return wandb.init(project="drifting-field-policy", name=str(folder), dir=str(folder)).log
     except ImportError:
         raise UserError(f"--log {kind} needs the package {kind}: pip install {kind}") from None
     return None

@@ -40,8 +40,10 @@ def compiled(function):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:       # torch raises many kinds; the function's own faults come up again below
-            say_once(f"torch.compile does not work here ({type(error).__name__}); going on without it, "
-                     "as --no-compile would")
+            why = type(error).__name__
+            if "No working C++ compiler" in str(error):
+                why = "it needs a C++ compiler: apt install g++, or conda install gxx"
+            say_once(f"torch.compile does not work here ({why}); going on without it, as --no-compile would")
             fast = function
             return function(*args)
     return call

@@ -1,21 +1,16 @@
 """Six scripted operators for lift, can and square: a stand-in for robomimic's multi-human demonstrations.
 
-What the multi-human data are known for is kept. The operators are uneven in skill, two worse, two okay, two better:
-speed, tremor, slips, sloppy aim, detours, pauses, grasps that close on air. And each has habits of their own, followed
-most of the time and mirrored otherwise: side of approach, wrist angle, bend and height of the path. So one observation
-has several right actions.
+What the multi-human data are known for is kept. The operators are uneven in skill: two worse, two okay, two better.
+And each has habits of their own, followed most of the time and mirrored otherwise. So one observation has several
+right actions.
 
-An episode runs through phases,
-
-    reach -> grasp -> carry -> release -> retreat      lift and square succeed in carry, before letting go
-
-and each phase is a servo on what a policy can see: hand, fingers, object. Descending, lifting and placing are no
-phases: the height aimed for is a function of the horizontal error, a funnel, so straying from the line raises the hand
-again. A memoryless policy can therefore imitate nearly all of it. What it cannot see: a pause, a detour's first half,
-the tremor's momentum, and whether a grasp is about to be fumbled.
+An episode runs through reach, grasp, carry, release and retreat; lift and square succeed in carry. Each phase is a
+servo on what a policy can see: hand, fingers, object. Descending, lifting and placing are no phases: the height aimed
+for is a function of the horizontal error, a funnel, so straying from the line raises the hand again. A memoryless
+policy can therefore imitate nearly all of it. What it cannot see: a pause, a detour's first half, the tremor's
+momentum, and whether a grasp is about to be fumbled.
 """
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -76,71 +71,70 @@ def cap(vector, length):
     return vector * min(1, length / max(np.linalg.norm(vector), 1e-9))
 
 
-def make_plan(env, task, operator, obs, rng):
-    """What is decided once an episode: the operator's habits, a little different each time, fitted to the task."""
-    sign = -1 if rng.random() < operator.mirror else 1
-    wrist = sign * operator.wrist + rng.normal(0, 0.15)
-    plan = SimpleNamespace(
-        lean=sign * np.array(operator.lean) + rng.normal(0, operator.jitter, 2),
-        bend=sign * operator.bend * rng.uniform(0.6, 1.4),
-        hover=rng.uniform(0.08, 0.12),            # metres above `straight` at which the descent begins
-        fumble=rng.random() < operator.fumble,
-        detour={phase: rng.random() < operator.detour for phase in ("reach", "carry")},
-        turn_to=None)                             # yaw of the object at the goal, where it matters
-    # What the tasks add to it:
-    # hand_yaw       of the hand when it grasps
-    # grasp_offset   from the object's centre to the hand, in the object's frame
-    # straight       metres above the grasp where the hand must be right over it: the fingers reach the object's top;
-    #                a fumbled grasp closes a little higher, on air
-    # goal           where the object's centre ends; carry_z is its height on the way
-    thing, thing_yaw = obs[BODY[task] + "_pos"], yaw_of(obs[BODY[task] + "_quat"])
-    if task == "lift":
-        plan.grasp_offset, plan.straight = np.zeros(3), 0.03
-        plan.hand_yaw = wrist + wrap(thing_yaw - wrist, np.pi / 2)       # any quarter turn holds a cube
-        plan.goal = thing + [0, 0, 0.15]
-        plan.carry_z = plan.goal[2]
-    elif task == "can":
-        plan.grasp_offset, plan.straight = np.array([0, 0, rng.uniform(0, 0.025)]), 0.06
-        plan.hand_yaw = wrist                                            # a can is round
-        # Short of the compartment's centre (.20, .40): the arm stalls beyond 0.82 m. Dropped from 4 cm, because success
-        # asks for a hand 4 cm away.
-        plan.goal = np.array([0.15, 0.34, 0.90]) + rng.uniform(-0.015, 0.015, 3)
-        plan.carry_z = 1.0 + operator.carry + rng.normal(0, operator.jitter / 2)
-    elif task == "square":
-        plan.grasp_offset, plan.straight = np.array([rng.uniform(0.063, 0.070), 0, 0]), 0.02      # handle: .044 to .079
-        plan.lean[0] = abs(plan.lean[0])          # not from the base: the arm can hardly fold further
-        plan.goal = np.array(env.sim.data.body_xpos[env.peg1_body_id])
-        plan.carry_z = plan.goal[2] + 0.13 + operator.carry              # the peg's top is at +0.10
-        # Two hand yaws hold the handle, and the nut fits the peg at four; three, because a handle that ends pointing
-        # along +x is out of reach. Of what the wrist's joint allows, take the least turning, with regard for the habit.
-        options = [(hand, turn) for hand in wrap(thing_yaw + np.array([0, np.pi]))
-                   for turn in wrap(np.array([1, 2, 3]) * np.pi / 2 - thing_yaw)
-                   if -1.7 < hand < 2.2 and -1.7 < hand + turn < 2.2]
-        costs = [abs(turn) + 0.5 * abs(hand - wrist) + rng.normal(0, 0.4) for hand, turn in options]
-        plan.hand_yaw, turn = options[int(np.argmin(costs))]
-        plan.turn_to = thing_yaw + turn
-    return plan
-
-
 class Hand:
     """One operator in one episode: from observations to actions."""
 
-    def __init__(self, task, operator, plan, rng):
-        self.task, self.operator, self.plan, self.rng = task, operator, plan, rng
+    def __init__(self, env, task, operator, obs, rng):
+        self.task, self.operator, self.rng = task, operator, rng
+        # What is decided once an episode: the operator's habits, a little different each time, fitted to the task.
+        sign = -1 if rng.random() < operator.mirror else 1
+        wrist = sign * operator.wrist + rng.normal(0, 0.15)
+        self.lean = sign * np.array(operator.lean) + rng.normal(0, operator.jitter, 2)
+        self.bend = sign * operator.bend * rng.uniform(0.6, 1.4)
+        self.hover = rng.uniform(0.08, 0.12)      # metres above `straight` at which the descent begins
+        self.fumble = rng.random() < operator.fumble
+        self.detours = {phase: rng.random() < operator.detour for phase in ("reach", "carry")}
+        self.fit_to_task(env, obs, wrist)
         self.tremor, self.pause_left, self.slip_left, self.width = np.zeros(6), 0, 0, 0.0
         self.enter("reach")
 
+    def fit_to_task(self, env, obs, wrist):
+        """Sets what depends on the task.
+        grasp_yaw      of the hand when it grasps; turn_to is the object's at the goal, where it matters
+        grasp_offset   from the object's centre to the hand, in the object's frame
+        straight       metres above the grasp where the hand must be right over it: the fingers reach the object's top;
+                       a fumbled grasp closes a little higher, on air
+        goal           where the object's centre ends; carry_z is its height on the way
+        """
+        operator, rng = self.operator, self.rng
+        thing, thing_yaw = obs[BODY[self.task] + "_pos"], yaw_of(obs[BODY[self.task] + "_quat"])
+        if self.task == "lift":
+            self.grasp_offset, self.straight = np.zeros(3), 0.03
+            self.grasp_yaw = wrist + wrap(thing_yaw - wrist, np.pi / 2)  # any quarter turn holds a cube
+            self.goal = thing + [0, 0, 0.15]
+            self.carry_z = self.goal[2]
+        elif self.task == "can":
+            self.grasp_offset, self.straight = np.array([0, 0, rng.uniform(0, 0.025)]), 0.06
+            self.grasp_yaw = wrist                                       # a can is round
+            # Short of the compartment's centre (.20, .40): the arm stalls beyond 0.82 m. Dropped from 4 cm, because
+            # success asks for a hand 4 cm away.
+            self.goal = np.array([0.15, 0.34, 0.90]) + rng.uniform(-0.015, 0.015, 3)
+            self.carry_z = 1.0 + operator.carry + rng.normal(0, operator.jitter / 2)
+        elif self.task == "square":
+            self.grasp_offset, self.straight = np.array([rng.uniform(0.063, 0.070), 0, 0]), 0.02  # handle: .044 to .079
+            self.lean[0] = abs(self.lean[0])      # not from the base: the arm can hardly fold further
+            self.goal = np.array(env.sim.data.body_xpos[env.peg1_body_id])
+            self.carry_z = self.goal[2] + 0.13 + operator.carry          # the peg's top is at +0.10
+            # Two hand yaws hold the handle, and the nut fits the peg at four; three, because a handle that ends
+            # pointing along +x is out of reach. Of what the wrist's joint allows, take the least turning, with regard
+            # for the habit.
+            options = [(hand, turn) for hand in wrap(thing_yaw + np.array([0, np.pi]))
+                       for turn in wrap(np.array([1, 2, 3]) * np.pi / 2 - thing_yaw)
+                       if -1.7 < hand < 2.2 and -1.7 < hand + turn < 2.2]
+            costs = [abs(turn) + 0.5 * abs(hand - wrist) + rng.normal(0, 0.4) for hand, turn in options]
+            self.grasp_yaw, turn = options[int(np.argmin(costs))]
+            self.turn_to = thing_yaw + turn
+
     def enter(self, phase):
         self.phase, self.steps, self.detour = phase, 0, None
-        if self.plan.detour.get(phase):           # once an episode, also where the phase is entered again
-            self.plan.detour[phase] = False
+        if self.detours.pop(phase, False):        # once an episode, also where the phase is entered again
             angle = self.rng.uniform(0, 2 * np.pi)
             self.detour = self.rng.uniform(0.05, 0.10) * np.array([np.cos(angle), np.sin(angle)])
 
     def act(self, obs):
         """robosuite's observation -> an action [7] in [-1, 1]: move, turn, gripper."""
         self.look(obs)
-        self.steps, self.target_yaw = self.steps + 1, self.plan.hand_yaw
+        self.steps, self.target_yaw = self.steps + 1, self.grasp_yaw
         for phase in (self.reach, self.grasp, self.carry, self.release, self.retreat):
             if self.phase == phase.__name__:      # a phase that ends hands over to the next at once
                 target, contact = phase()
@@ -155,29 +149,29 @@ class Hand:
         self.thing, self.thing_yaw = obs[BODY[self.task] + "_pos"], yaw_of(obs[BODY[self.task] + "_quat"])
         self.hand_yaw = yaw_of(self.hand_quat)
         self.previous_width, self.width = self.width, obs["robot0_gripper_qpos"] @ [1, -1]
-        self.handle = self.thing + Rotation.from_euler("z", self.thing_yaw).apply(self.plan.grasp_offset)
+        self.handle = self.thing + Rotation.from_euler("z", self.thing_yaw).apply(self.grasp_offset)
         # Missed or lost: the fingers have met nothing, or the object stayed behind. Both can be seen. The hand opens
         # again at once: fingers this close always mean "open", so a policy that has closed on air learns the way out.
         if (self.phase in ("grasp", "carry") and self.width < FINGERS_SHUT
                 or self.phase == "carry" and np.linalg.norm(self.hand - self.handle) > 0.035):
-            self.plan.fumble = False
+            self.fumble = False
             self.enter("reach")
-        if self.plan.fumble:
-            self.handle[2] += self.plan.straight + 0.025
+        if self.fumble:
+            self.handle[2] += self.straight + 0.025
 
     # The phases: each -> the hand's target [3], and contact, the metres to where care is due.
     def reach(self):
-        hand, handle, plan = self.hand, self.handle, self.plan
+        hand, handle = self.hand, self.handle
         # From hovering height down, the path is a parabola: it comes from the side of the lean and ends vertical.
-        height = np.clip((hand[2] - handle[2] - plan.straight) / plan.hover, 0, 1)
-        aim = handle[:2] + plan.lean * height**2
+        height = np.clip((hand[2] - handle[2] - self.straight) / self.hover, 0, 1)
+        aim = handle[:2] + self.lean * height**2
         turn = wrap(self.target_yaw - self.hand_yaw)
         # The funnel. A wrong yaw counts as error too, and fingers that are not open keep the hand up.
         error = np.linalg.norm(aim - hand[:2]) + 0.05 * abs(turn) + (self.width < FINGERS_OPEN)
-        target = np.append(aim, handle[2] + (plan.straight + plan.hover) * np.clip((error - 0.010) / 0.045, 0, 1))
+        target = np.append(aim, handle[2] + (self.straight + self.hover) * np.clip((error - 0.010) / 0.045, 0, 1))
         if np.linalg.norm(handle - hand) < 0.014 and abs(turn) < 0.2 and self.width > FINGERS_OPEN:
             self.enter("grasp")
-        return target, np.hypot(np.linalg.norm(handle[:2] - hand[:2]), height * plan.hover)
+        return target, np.hypot(np.linalg.norm(handle[:2] - hand[:2]), height * self.hover)
 
     def grasp(self):
         # Until the fingers stand still, which the width shows to a policy: open, or as wide as the object.
@@ -187,19 +181,19 @@ class Hand:
 
     def carry(self):
         # What is steered is the object: how it sits between the fingers makes no difference then.
-        hand, thing, plan, square = self.hand, self.thing, self.plan, self.task == "square"
-        error = np.linalg.norm(plan.goal[:2] - thing[:2])
-        turn = wrap(plan.turn_to - self.thing_yaw) if square else 0.0
+        hand, thing, goal, square = self.hand, self.thing, self.goal, self.task == "square"
+        error = np.linalg.norm(goal[:2] - thing[:2])
+        turn = wrap(self.turn_to - self.thing_yaw) if square else 0.0
         # First up, then across.
-        gate = 1.0 if error < 0.05 else np.clip(1 - (plan.carry_z - thing[2]) / self.operator.slack, 0, 1)
+        gate = 1.0 if error < 0.05 else np.clip(1 - (self.carry_z - thing[2]) / self.operator.slack, 0, 1)
         # The nut has 7 mm of play around the peg on each side; a can may fall anywhere near.
         tolerance = 0.005 if square else 0.02
         height = np.clip((error + 0.05 * max(abs(turn) - 0.04, 0) - tolerance) / 0.03, 0, 1)
-        target = hand + gate * (plan.goal - thing)
-        target[2] = hand[2] - thing[2] + plan.goal[2] + height * (plan.carry_z - plan.goal[2])
+        target = hand + gate * (goal - thing)
+        target[2] = hand[2] - thing[2] + goal[2] + height * (self.carry_z - goal[2])
         if square:
             self.target_yaw = self.hand_yaw + gate * turn
-        if error < tolerance + 0.005 and abs(thing[2] - plan.goal[2]) < 0.015:
+        if error < tolerance + 0.005 and abs(thing[2] - goal[2]) < 0.015:
             self.enter("release")
         return target, error
 
@@ -225,7 +219,7 @@ class Hand:
                 self.detour = None
         if self.free and distance > 0.04:         # bulging fades with the distance, so the path arrives from one side
             across = cap(1e3 * np.array([-offset[1], offset[0]]), 1)
-            offset[:2] += self.plan.bend * min(distance / 0.15, 1) * across
+            offset[:2] += self.bend * min(distance / 0.15, 1) * across
         # Careful near contact, but never slower than SLOWEST: a servo that fades out where it arrives teaches a policy,
         # whose aim is a little off, to stop just short.
         length = np.linalg.norm(offset) / 0.05 * operator.gain
@@ -239,16 +233,14 @@ class Hand:
     def imperfect(self, move, turn, contact):
         """The motion [6] with slips, pauses and tremor."""
         rng, operator = self.rng, self.operator
-        # A slip leaves the line where it matters most, and what the operator does next is what a policy has to know: it
-        # is never as exact as its teacher, and stands helpless where no teacher ever was. Short and rough, so that the
-        # rows that recover are many and those that slip are few.
+        # A slip leaves the line where it matters most. What the operator does next is what a policy has to know, for it
+        # is never as exact as its teacher. Short and rough: the rows that recover are many, those that slip are few.
         if self.free and contact < 0.06 and not self.slip_left and rng.random() < operator.slip:
             self.slip_left, side = int(rng.integers(2, 5)), rng.normal(size=3) * [1, 1, 0.5]
             self.slip = rng.uniform(0.6, 1.0) * side / np.linalg.norm(side), np.array([0, 0, rng.uniform(-0.6, 0.6)])
         if self.slip_left:
             self.slip_left -= 1
             move, turn = self.slip
-
         if self.free and self.pause_left == 0 and contact > 0.06 and rng.random() < operator.pause:
             self.pause_left = int(rng.integers(3, 9))
         stillness = 0.1 if self.pause_left else 1.0
@@ -264,24 +256,22 @@ def begin(env, task, operator, scene: int, rng):
     np.random.seed(scene)                         # robosuite places objects with numpy's global generator
     env.reset()
     raw = env._get_observations(force_update=True)   # or else can and square begin with zeros
-    return raw, Hand(task, operator, make_plan(env, task, operator, raw, rng), rng)
+    return raw, Hand(env, task, operator, raw, rng)
 
 
 def demonstrate(env, task: str, seed: int) -> dict | None:
     """One episode by operator seed % 6, under robomimic's names -> None if it failed. Same seed, same episode."""
     operator = OPERATORS[seed % len(OPERATORS)]
     raw, hand = begin(env, task, operator, seed, np.random.default_rng(seed))
-    visited, states, actions, success = [envs.robosuite_obs(raw)], [], [], False
+    first_state, seen, actions, success = env.sim.get_state().flatten(), [], [], False
     while not success and len(actions) < envs.task(task).horizon:
+        seen.append(envs.robosuite_obs(raw))
         actions.append(hand.act(raw))
-        states.append(env.sim.get_state().flatten())
         raw = env.step(actions[-1])[0]
-        visited.append(envs.robosuite_obs(raw))
         success = bool(env._check_success())
     if not success:
         return None
-    last = np.arange(len(actions)) == len(actions) - 1             # success ends an episode: no other step has it
-    obs = {f"{side}/{key}": np.array([seen[key] for seen in rows])
-           for side, rows in (("obs", visited[:-1]), ("next_obs", visited[1:])) for key in envs.OBS_KEYS}
-    return dict(actions=np.array(actions), rewards=last.astype(np.float64), dones=last.astype(np.int64),
-                states=np.array(states), model_file=env.sim.model.get_xml(), operator=operator.name) | obs
+    last = (np.arange(len(actions)) == len(actions) - 1).astype(np.int8)       # success ends an episode
+    obs = {f"obs/{key}": np.array([each[key] for each in seen], np.float32) for key in envs.OBS_KEYS}
+    return dict(actions=np.array(actions, np.float32), rewards=last, dones=last, states=first_state[None],
+                model_file=env.sim.model.get_xml(), operator=operator.name) | obs

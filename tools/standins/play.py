@@ -3,7 +3,7 @@
 The official `play` sets come from an oracle that follows one noisy plan after another towards random targets: move this
 cube there, press that button. The oracles are part of the ogbench package, so a small set of the same kind can be made
 anywhere. `play_episode` is one such episode. But random targets hardly ever complete a task (about one transition in a
-thousand for two cubes), and a small set may hold no reward to learn from. `goal_episode` therefore aims the same
+thousand for two cubes), and a small set may hold no reward to learn from. `goal_episode` therefore aims the cubes'
 oracle, with the same noise, at one task's goal. Data with such episodes in it is *easier* than the official data; say
 so beside every number it leads to.
 
@@ -34,24 +34,24 @@ TAIL = 10         # rows after success: loading drops the last, and chunks of ac
 
 @functools.cache  # compiling a model takes a second, resetting it milliseconds
 def make_env(env_name):
-    """(environment, its oracles by the kind of target, its tasks)."""
+    """An environment that knows its tasks, and its oracles by the kind of target."""
     # Without the wrappers: no time limit, the length is ours to choose.
     env = gymnasium.make(f"{env_name}-v0", mode="data_collection", terminate_at_goal=False,
                          disable_env_checker=True).unwrapped
     # The first reset compiles the model and leaves the solver another warm start than later ones do. Spend it here,
     # or an episode would depend, in its last bits, on whether another was made before it.
     env.reset(seed=0)
+    env.set_tasks()
     # The puzzles' buttons stand too close for open fingers.
     button = dict(NOISE, gripper_always_closed=env_name.startswith("puzzle"))
     oracles = dict(cube=CubePlanOracle(env=env, **NOISE), button=ButtonPlanOracle(env=env, **button),
                    drawer=DrawerPlanOracle(env=env, **NOISE), window=WindowPlanOracle(env=env, **NOISE))
-    # Only a task-mode instance knows the tasks. It is never reset, hence never compiled.
-    return env, oracles, gymnasium.make(f"{env_name}-v0", disable_env_checker=True).unwrapped.task_infos
+    return env, oracles
 
 
 def play_episode(env_name: str, seed: int, steps: int = 1001) -> dict:
     """One episode of random targets. Seeds numpy's global generator, which the oracles use: callers find it changed."""
-    env, oracles, _ = make_env(env_name)
+    env, oracles = make_env(env_name)
     np.random.seed(seed)
     ob, info = env.reset(seed=seed)
     while True:
@@ -63,37 +63,40 @@ def play_episode(env_name: str, seed: int, steps: int = 1001) -> dict:
 
 
 def goal_episode(env_name: str, task_id: int, seed: int, steps: int = 1001) -> dict:
-    """One episode towards the goal of task `task_id`, which ends TAIL rows after reaching it or after `steps` rows.
-    (Not of scene's tasks 4 and 5, which put the cube into the drawer.)"""
-    env, oracles, tasks = make_env(env_name)
-    task = tasks[task_id - 1]
-    start, reached, aim = dict(
-        cube=(start_cubes, cubes_reached, aim_cube),
-        puzzle=(start_puzzle, puzzle_reached, aim_button),
-        scene=(start_scene, scene_reached, aim_scene))[env_name.split("-")[0]]
+    """One episode of cubes towards a task's goal, which ends TAIL rows after reaching it or after `steps` rows."""
+    env, oracles = make_env(env_name)
+    task = env.task_infos[task_id - 1]
     np.random.seed(seed)
-    ob, info = env.reset(seed=seed)
+    env.reset(seed=seed)
 
     # Half of the episodes begin where the task begins, the others anywhere: a policy will stray from the direct path.
-    start(env, task, at_task=np.random.rand() < 0.5)
+    if np.random.rand() < 0.5:
+        for i, xyz in enumerate(task["init_xyzs"]):
+            within_a_centimetre = [*np.random.uniform(-0.01, 0.01, 2), 0.0]
+            place(env.data.joint(f"object_joint_{i}").qpos, xyz + within_a_centimetre)
     mujoco.mj_forward(env.model, env.data)
 
+    def unmet():
+        return np.linalg.norm(cube_xyzs(env) - task["goal_xyzs"], axis=-1) > ON_GOAL
+
     def next_target():
-        if np.random.rand() < P_WANDER or reached(env, task):
+        if np.random.rand() < P_WANDER or not unmet().any():
             return env.set_new_target(p_stack=0.0)
-        aim(env, task)
+        aim_cube(env, task["goal_xyzs"], unmet())
         mujoco.mj_kinematics(env.model, env.data)
         return env.compute_observation(), env.get_reset_info()
 
-    ob, info = next_target()
-    return rollout(env, oracles, ob, info, steps, next_target, lambda: reached(env, task))
+    return rollout(env, oracles, *next_target(), steps, next_target, reached=lambda: not unmet().any())
 
 
 def rollout(env, oracles, ob, info, steps, next_target, reached=lambda: False):
     """Follow one plan after another; `next_target` sets the environment's next target and returns (ob, info)."""
-    rows = defaultdict(list)
-    oracle = oracles[info["privileged/target_task"]]
-    oracle.reset(ob, info)
+    def plan(ob, info):
+        oracle = oracles[info["privileged/target_task"]]
+        oracle.reset(ob, info)
+        return oracle
+
+    rows, oracle = defaultdict(list), plan(ob, info)
     end, success = steps, False
     while len(rows["actions"]) < end:
         action = np.clip(oracle.select_action(ob, info), -1, 1)
@@ -108,9 +111,7 @@ def rollout(env, oracles, ob, info, steps, next_target, reached=lambda: False):
         if not success and reached():
             success, end = True, min(steps, len(rows["actions"]) + TAIL)
         if oracle.done:
-            target_ob, target_info = next_target()
-            oracle = oracles[target_info["privileged/target_task"]]
-            oracle.reset(target_ob, target_info)
+            oracle = plan(*next_target())
     episode = {key: np.array(value, np.int64 if key == "button_states" else np.float32) for key, value in rows.items()}
     return episode | {"terminals": np.arange(end) == end - 1}
 
@@ -122,33 +123,17 @@ def cube_in_sight(qpos):
 
 
 def place(pose, xyz):
+    """Sets a pose, 3 numbers and a quaternion, to a place and a random yaw."""
     pose[:3], pose[3:] = xyz, lie.SO3.from_z_radians(np.random.uniform(0, 2 * np.pi)).wxyz
-
-
-def place_cube(env, i, xyz):
-    """Where a task begins: within a centimetre of what it says."""
-    place(env.data.joint(f"object_joint_{i}").qpos, xyz + [*np.random.uniform(-0.01, 0.01, 2), 0.0])
-
-
-# Cubes: move one whose place is free. Where all places are taken (two cubes to swap, say), clear one first.
-
-def start_cubes(env, task, at_task):
-    if at_task:
-        for i, xyz in enumerate(task["init_xyzs"]):
-            place_cube(env, i, xyz)
 
 
 def cube_xyzs(env):
     return np.stack([env.data.joint(f"object_joint_{i}").qpos[:3] for i in range(env._num_cubes)])
 
 
-def cubes_reached(env, task):
-    return (np.linalg.norm(cube_xyzs(env) - task["goal_xyzs"], axis=-1) <= ON_GOAL).all()
-
-
-def aim_cube(env, task):
-    xyzs, goals = cube_xyzs(env), task["goal_xyzs"]
-    unmet = np.linalg.norm(xyzs - goals, axis=-1) > ON_GOAL
+def aim_cube(env, goals, unmet):
+    """Chooses a cube whose place is free. Where all places are taken (two cubes to swap, say), one to clear first."""
+    xyzs = cube_xyzs(env)
 
     def near(a, b):  # [n, n]: which of a and b are at one place; a cube is 4 cm wide
         return np.linalg.norm(a[:, None, :2] - b[:, :2], axis=-1) < 0.05
@@ -169,88 +154,7 @@ def aim_cube(env, task):
             target = np.array([*np.random.uniform(*env._target_sampling_bounds), 0.02])
             if not any(np.linalg.norm(target[:2] - p[:2]) < 0.1 for p in [*xyzs, *goals]):
                 break
-    target_cube(env, block, target)
-
-
-def target_cube(env, block, xyz):
-    env._target_block, pose, mocap = block, np.zeros(7), env._cube_target_mocap_ids[block]
-    place(pose, xyz)
+    pose, mocap = np.zeros(7), env._cube_target_mocap_ids[block]
+    place(pose, target)
+    env._target_block = block
     env.data.mocap_pos[mocap], env.data.mocap_quat[mocap] = pose[:3], pose[3:]
-
-
-# Puzzles: a press flips a button and its neighbours (Lights Out), so order is irrelevant and no button is needed twice.
-
-def flip_table(env):
-    row, col = np.divmod(np.arange(env._num_buttons), env._num_cols)
-    return (np.abs(row[:, None] - row) + np.abs(col[:, None] - col) <= 1).astype(int)  # (buttons, buttons)
-
-
-def start_puzzle(env, task, at_task):
-    # "Anywhere" means random presses away from the goal: of the 4x4 board's states only one in 16 can be solved at all.
-    presses = np.random.randint(2, size=env._num_buttons)
-    scrambled = (task["goal_button_states"] + presses @ flip_table(env)) % 2
-    env._cur_button_states[:] = task["init_button_states"] if at_task else scrambled
-    env._apply_button_states()
-
-
-def puzzle_reached(env, task):
-    return (env._cur_button_states == task["goal_button_states"]).all()
-
-
-def aim_button(env, task):
-    n = env._num_buttons
-    presses = (np.arange(2**n)[:, None] >> np.arange(n)) & 1  # (2^n, n): every set of buttons
-    wanted = env._cur_button_states != task["goal_button_states"]
-    solves = (presses @ flip_table(env) % 2 == wanted).all(axis=1)
-    shortest = min(presses[solves], key=sum)
-    target_button(env, np.random.choice(np.flatnonzero(shortest)))
-
-
-def target_button(env, button):
-    env._target_button = button
-    env._target_button_states[button] = 1 - env._cur_button_states[button]
-
-
-# Scene: one cube, a drawer that button 0 locks (state 0) and a window that button 1 locks.
-
-def start_scene(env, task, at_task):
-    if at_task:
-        begin, joint = task["init"], env.data.joint
-        place_cube(env, 0, begin["block_xyzs"][0])
-        joint("drawer_slide").qpos[0], joint("window_slide").qpos[0] = begin["drawer_pos"], begin["window_pos"]
-        env._cur_button_states[:] = begin["button_states"]
-        env._apply_button_states()
-
-
-def scene_unmet(env, task):
-    """{what: whether it is not yet as the goal has it}."""
-    goal, joint = task["goal"], env.data.joint
-    misses = dict(cube=joint("object_joint_0").qpos[:3] - goal["block_xyzs"][0],
-                  drawer=joint("drawer_slide").qpos - goal["drawer_pos"],
-                  window=joint("window_slide").qpos - goal["window_pos"])
-    buttons = env._cur_button_states != goal["button_states"]
-    return {name: np.linalg.norm(miss) > ON_GOAL for name, miss in misses.items()} | {0: buttons[0], 1: buttons[1]}
-
-
-def scene_reached(env, task):
-    return not any(scene_unmet(env, task).values())
-
-
-def aim_scene(env, task):
-    goal, unmet = task["goal"], scene_unmet(env, task)
-    options = ["cube"] if unmet["cube"] else []
-    for button, slide in enumerate(("drawer", "window")):
-        if unmet[slide]:
-            options.append(slide if env._cur_button_states[button] else button)  # unlock before moving
-        elif unmet[button]:
-            options.append(button)
-    choice = options[np.random.randint(len(options))]
-    env._target_task = choice if isinstance(choice, str) else "button"
-    if choice == "cube":
-        target_cube(env, 0, goal["block_xyzs"][0])
-    elif choice == "drawer":
-        env._target_drawer_pos = env.model.site("drawer_handle_center_target").pos[1] = goal["drawer_pos"]
-    elif choice == "window":
-        env._target_window_pos = env.model.site("window_handle_center_target").pos[0] = goal["window_pos"]
-    else:
-        target_button(env, choice)

@@ -7,7 +7,12 @@ import dataclasses
 import signal
 import sys
 
-from config import TASKS, Config, UserError, build, option_name
+from config import Config, UserError, build, option_name
+
+# In the order of Config: the first knob of each group of options in --help.
+HEADINGS = {"task": "what to run", "offline_steps": "how long", "layers": "networks and optimiser", "chunk": "the policy",
+            "num_candidates": "policy improvement", "flow_steps": "the baselines", "data": "data",
+            "eval_every": "evaluation and running"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -17,24 +22,28 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     """The command line -> (Config, names of the knobs given explicitly). Raises UserError."""
-    parser = OneLineParser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = OneLineParser(usage="%(prog)s [options]", description=description, allow_abbrev=False,
+                           argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(Config):
         option, default, only = option_name(f.name), f.default, f.metadata["only"]
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{f.metadata['help']}{'; of ' + ', '.join(only) if only else ''} (default {shown})"
+        if f.name in HEADINGS:
+            options = parser.add_argument_group(HEADINGS[f.name])
         if isinstance(default, bool):
-            parser.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
+            options.add_argument(option, action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(default, tuple):
-            parser.add_argument(option, type=float, nargs="+", help=text)
+            options.add_argument(option, type=float, nargs="+", help=text)
         else:
             choices = f.metadata["choices"]
             metavar = "{" + ",".join(choices) + "}" if choices else f.name.upper()
-            parser.add_argument(option, type=type(default), help=text, metavar=metavar)
-    parser.add_argument("--print-config", action="store_true", help="print the knobs that a run would use, and stop")
+            options.add_argument(option, type=type(default), help=text, metavar=metavar)
+    options.add_argument("--print-config", action="store_true", help="print the knobs that a run would use, and stop")
     given = vars(parser.parse_args(argv))
     show = given.pop("print_config", False)
     if given.get("task") == "list":
-        print("\n".join(TASKS))
+        from envs import list_tasks              # late: gymnasium takes a second to import
+        print(list_tasks())
         raise SystemExit(0)
     if "temperatures" in given:
         given["temperatures"] = tuple(given["temperatures"])

@@ -1,15 +1,18 @@
 """The files of a run, whole or not at all: checkpoints, and the tables train.csv, eval.csv and evaluate.csv.
 
-    save_state(path, state)      tensors and plain data, with a checksum; the file of before stays as *.previous
+    save_state(path, state)      tensors and plain data, as torch saves them; the file of before stays as *.previous
     read_newest(path)            what was saved last and is whole
     append_row(path, row)        one more row, whole or not at all
     read_rows(path)              all rows, by column name, as text
+    one_at_a_time(folder)        a lock, so that no two processes write there
 """
+import contextlib
 import csv
 import errno
-import hashlib
+import fcntl
 import io
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -18,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from config import UserError
 
-FORMAT = 4           # of checkpoints; raised when an older one can no longer be read
+FORMAT = 5           # of checkpoints; raised when an older one can no longer be read
 
 
 def beside(path: Path, suffix: str) -> Path:
@@ -27,7 +30,7 @@ def beside(path: Path, suffix: str) -> Path:
 
 def write_whole(path: Path, body, keep: bool = False) -> None:
     """The bytes under this name: they are on the disk before they take it. keep: what had the name before stays as
-    *.previous, so that at every moment one of the two is whole. OSError, with nothing lost."""
+    *.previous, so that at every moment one of the two is whole. OSError where the disk is full; nothing is lost."""
     temporary = beside(path, ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -35,27 +38,19 @@ def write_whole(path: Path, body, keep: bool = False) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        temporary.unlink(missing_ok=True)                        # a full disk: give the space back
+        temporary.unlink(missing_ok=True)                        # gives the space back
         raise OSError(error.errno, error.strerror, str(path)) from None
     if keep and path.exists():
         os.replace(path, beside(path, ".previous"))
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)                   # names are the folder's content: without this a power
-    try:                                                         # failure may bring the old one back
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_state(path: Path, state: dict) -> None:
-    """Tensors and plain data, with a checksum; what was there before stays as *.previous. Put together in memory
-    first: torch, writing to a file itself, hides the disk's error behind one of its own."""
-    inner, outer = io.BytesIO(), io.BytesIO()
-    torch.save(pytree.tree_map(_without_surroundings, state), inner)
-    body = inner.getbuffer()
-    torch.save({"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(),
-                "state": torch.frombuffer(body, dtype=torch.uint8)}, outer)
-    write_whole(path, outer.getbuffer(), keep=True)
+    """A state, by torch.save; what was there before stays as *.previous. Put together in memory first: torch, writing
+    to a file itself, hides the disk's error behind one of its own."""
+    body = io.BytesIO()
+    torch.save({"format": FORMAT} | pytree.tree_map(_without_surroundings, state), body)
+    write_whole(path, body.getbuffer(), keep=True)
 
 
 def _without_surroundings(x):
@@ -66,13 +61,13 @@ def _without_surroundings(x):
 def read_state(path: Path) -> dict:
     """What save_state() wrote, on the CPU (whoever loads it moves it). UserError if it is broken."""
     try:
-        outer = torch.load(path, map_location="cpu", weights_only=True)
-        if outer["format"] != FORMAT:
-            raise ValueError(f"checkpoint format {outer['format']}, this version reads format {FORMAT}")
-        body = outer["state"].numpy().tobytes()
-        if hashlib.sha256(body).hexdigest() != outer["sha256"]:
-            raise ValueError("another checksum")
-        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as parts:         # torch's format is a zip file, whose checksums torch does not check
+            if damaged := parts.testzip():
+                raise ValueError(f"a wrong checksum in {damaged}")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["format"] != FORMAT:
+            raise ValueError(f"checkpoint format {state['format']}, this version reads format {FORMAT}")
+        return state
     except Exception as error:                                   # for a broken file torch raises almost anything
         reason = error if type(error) is ValueError else type(error).__name__        # torch's own text says little
         problem = f"{path} is not a readable checkpoint ({reason}); move it away to start over"
@@ -103,7 +98,24 @@ def read_newest(path: Path, set_aside: bool = False) -> dict | None:
 
 
 def in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__} {error}".split())[:150]
+    kind = "" if type(error) is ValueError else f"{type(error).__name__}: "          # ours say enough
+    return " ".join(f"{kind}{error}".split())[:300]
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, wait: bool = True, option: str = "--data-dir"):
+    """Processes started side by side take turns in a folder; without `wait` the second is refused. option: it names
+    the folder. UserError, too, where nobody can write there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / "lock", "w")
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process is running in {folder}") from None
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from None
+    with lock:
+        yield
 
 
 # ------------------------------------------------------------------------------------------------------------- tables

@@ -1,7 +1,6 @@
 """Everything a run works with, checked before anything of it is written: prepare(config, given) -> run.Run."""
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from config import Config, UserError
 from run import Run, algorithm, folder_of, kind_begun
 from tools.report.tracker import make_tracker
 from tools.speed.fast import set_precision
-from tools.training.files import write_whole
+from tools.training.files import one_at_a_time, write_whole
 from tools.training.saving import restore
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
@@ -55,13 +54,24 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
     task = envs.task(config.task)
     dataset, source = loaded or load_data(config, given)
     folder = folder_of(config, given, source["kind"])
-    with locked(folder):
+    with one_at_a_time(folder, wait=False, option="--out"):
         buffer = make_buffer(config, dataset, device)
         run = Run(config, folder, source, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
                   batch_rng=torch.Generator(buffer.device).manual_seed(config.seed + 1),
                   acting_rng=torch.Generator().manual_seed(config.seed + 2), tracker=make_tracker(config.log, folder))
         restore(run)
+        tell_start(run, task)
         yield run
+
+
+def tell_start(run: Run, task: envs.Task) -> None:
+    """What is about to happen. How long it takes, the bar tells as soon as it is known."""
+    c, threads = run.config, torch.get_num_threads()
+    where = torch.cuda.get_device_name() if run.algo.device.type == "cuda" else f"the CPU, {threads} thread(s)"
+    print(f"run: {c.task}, {c.method}, preset {c.preset}, seed {c.seed}: {c.offline_steps:,} offline and "
+          f"{c.online_steps:,} online steps on {where}\n"
+          f"     {c.layers} layers of {c.hidden}; observations of {task.obs_dim} numbers, chunks of {c.chunk} actions of "
+          f"{task.action_dim}; everything goes to {run.folder}")
 
 
 def make_buffer(config: Config, dataset: dict, device: torch.device) -> ReplayBuffer:
@@ -84,22 +94,6 @@ def choose_device(config: Config) -> torch.device:
     if "cuda" in (config.device, config.data_device) and not gpu:
         raise UserError("--device cuda and --data-device cuda: this torch sees no GPU; auto takes what there is")
     return torch.device("cuda" if gpu and config.device != "cpu" else "cpu")
-
-
-@contextlib.contextmanager
-def locked(folder: Path):
-    """A second process in the same folder is refused."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "w")
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --out") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"another process is running in {folder}") from None
-        yield
 
 
 def write_config(run: Run) -> None:
