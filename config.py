@@ -282,7 +282,9 @@ def problem_with(f: dataclasses.Field, value) -> str:
     """Why this is no value for the knob, whatever its range; "" if it is one. An int may stand for a float."""
     kind, choices = type(f.default), f.metadata["choices"]
     values = value if isinstance(value, tuple) else (value,)
-    if not (isinstance(value, tuple) == (kind is tuple) and all(_is_a(kind, v) for v in values)):
+    allowed = (int, float) if kind in (float, tuple) else kind
+    fits = all(isinstance(v, allowed) and isinstance(v, bool) == (kind is bool) for v in values)     # a bool is an int
+    if not fits or isinstance(value, tuple) != (kind is tuple):
         return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
     if kind in (int, float, tuple) and not all(abs(v) < 2**31 for v in values):                   # nor is nan
         return f"must be below 2^31, and is {reprlib.repr(value)}"
@@ -290,8 +292,3 @@ def problem_with(f: dataclasses.Field, value) -> str:
         return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
     return ""
 
-
-def _is_a(kind: type, value) -> bool:
-    if isinstance(value, bool):                  # Python takes a bool for an int
-        return kind is bool
-    return isinstance(value, (int, float) if kind in (float, tuple) else kind)

@@ -6,7 +6,7 @@ A task has one of three formats, each with a reader below:
 
     robomimic   HDF5, people's demonstrations of lift, can and square: obs, next_obs, actions, rewards 0/1, dones
     ogbench     npz, undirected play in cube, scene and puzzle: states and actions; rewards follow from a task's goal
-    own         HDF5 or npz, the six arrays themselves (docs/own_task.md)
+    own         HDF5 or npz, the six arrays themselves (docs/extend.md)
 
 --data says where files come from: official ones are found on disk or downloaded; generated ones were made in the
 simulator, and those of lift, can and square lie in standins/; auto is official where possible and generated, loudly,
@@ -129,7 +129,7 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
         if config.data == "official":
             raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
                             "--data generated makes a stand-in")
-        say(f"*** NO OFFICIAL DATA ({why}). Stand-ins made in the simulator take their place; results are marked so. ***")
+        say(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked so. ***")
     size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
     if task.suite == "robomimic" and size == SHIPPED_SIZE:
         path = SHIPPED / f"{task.name}.hdf5"

@@ -68,12 +68,10 @@ def task(name: str | Task) -> Task:
 def list_tasks() -> str:
     """A line for each task, as --task list prints them."""
     lines = [f"{'task':22}{'suite':11}{'observation':>12}{'action':>8}{'horizon':>9}   official data"]
-    for name in TASKS:
-        t = TABLE[name]
-        size = {"robomimic": "300 demonstrations", "own": "yours"}.get(t.suite, "1M transitions of play")
-        if t.source == "cube-quadruple":
-            size = "100M transitions of play"
-        lines.append(f"{name:22}{t.suite:11}{t.obs_dim:12}{t.action_dim:8}{t.horizon:9}   {size}")
+    for t in TABLE.values():
+        play = f"{'100M' if t.source == 'cube-quadruple' else '1M'} transitions of play"
+        size = {"robomimic": "300 demonstrations", "own": "yours"}.get(t.suite, play)
+        lines.append(f"{t.name:22}{t.suite:11}{t.obs_dim:12}{t.action_dim:8}{t.horizon:9}   {size}")
     return "\n".join(lines)
 
 

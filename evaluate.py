@@ -1,26 +1,95 @@
-"""Success rate of a saved policy over seeded episodes, and a film. The episodes are played, chunk by chunk and open
-loop, by tools/simulators/evaluator.py; episode i begins from seed EVAL_SEED + i, so every policy meets the same ones.
+"""Success rate of a policy over seeded episodes, and a film.
 
     python evaluate.py policies/lift --film lift.gif                     a policy that comes with this project
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 --best-of 1
+
+Episode i always begins from seed EVAL_SEED + i and draws its own noise, so every policy meets the same episodes, and
+training's random numbers are never touched. Training evaluates with the same class, Evaluator.
 """
+import functools
 import os
 from pathlib import Path
+
+import numpy as np
+import torch
 
 import envs
 import run
 from config import UserError
-from tools.simulators.evaluator import Evaluator
+from tools.simulators.process import SimulatorLost, Simulators
 from tools.training import command_line
 from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 
 
+class Evaluator:
+    """evaluator(act, episodes) -> {"success", "return", "length", "episodes"}, means over episodes that are played in
+    `workers` processes. Results do not depend on how many. Processes start at the first call and stay."""
+
+    def __init__(self, task: envs.Task, workers: int, make=envs.make):
+        # They are told the Task, not its name: a new process does not know what this one registered.
+        self.make, self.workers, self.simulators = functools.partial(make, task), max(1, workers), None
+
+    def __call__(self, act, episodes: int, best_of: int | None = None, stop=None) -> dict | None:
+        """act: see dfp.DFP.act. stop() is asked between chunks: once true, there is no result. UserError when
+        simulators keep dying, and for numbers that are not finite."""
+        for _ in range(3):
+            try:
+                return self.roll_out(act, episodes, best_of, stop)
+            except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
+                self.close()
+                print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
+                lost = error
+        raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
+
+    def roll_out(self, act, episodes, best_of, stop) -> dict | None:
+        if self.simulators is None:
+            self.simulators = Simulators(self.make, self.workers)
+        success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
+        todo = [*range(episodes)]
+        episode_of, obs, noise = {}, {}, {}                                    # by simulator
+
+        while todo or episode_of:
+            # Simulators that are free begin the next episodes.
+            free = [i for i in range(self.workers) if i not in episode_of][:len(todo)]
+            for i in free:
+                episode_of[i] = todo.pop(0)
+                noise[i] = torch.Generator().manual_seed(envs.EVAL_SEED + episode_of[i])
+                self.simulators.send(i, "reset", envs.EVAL_SEED + episode_of[i])
+            for i in free:
+                obs[i] = self.simulators.receive(i)[0]
+            if stop and stop():
+                return self.close()               # simulators may be in mid-episode: others next time
+
+            # The policy acts, once for all, so that who plays which episode does not depend on who is faster.
+            playing = list(episode_of)
+            chunks = act(np.stack([obs[i] for i in playing]), [noise[i] for i in playing], best_of).cpu().numpy()
+            for i, chunk in zip(playing, chunks):
+                self.simulators.send(i, "play", chunk)
+
+            # Each chunk is executed open loop, until it or the episode ends.
+            for i, chunk in zip(playing, chunks):
+                for _ in chunk:
+                    obs[i], reward, terminated, truncated, info = self.simulators.receive(i)
+                    returns[episode_of[i]] += reward
+                    lengths[episode_of[i]] += 1
+                    if terminated or truncated:
+                        success[episode_of.pop(i)] = info["success"]
+                        break
+        return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
+                "return": float(returns.mean())}
+
+    def close(self) -> None:
+        if self.simulators is not None:
+            self.simulators.close()
+            self.simulators = None
+
+
+# --------------------------------------------------------------------------------------------------- the script
 def parse():
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", type=Path, help="a run's folder")
+    parser.add_argument("run", type=Path, help="the folder of a run or a policy")
     parser.add_argument("--episodes", type=int, default=50, help="episodes; always the same seeds, never training's")
-    parser.add_argument("--best-of", type=int, default=0,
-                        help="samples to choose from; 0 = the method's N', 1 = the raw policy")
+    parser.add_argument("--best-of", type=int, default=0, help="samples to choose from; 0 = N', 1 = the raw policy")
     parser.add_argument("--workers", type=int, default=0, help="simulator processes; 0 = one a core")
     parser.add_argument("--film", default="", help="write the first three episodes to this file, .gif or .mp4")
     args = parser.parse_args()
@@ -42,10 +111,8 @@ def main() -> None:
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
     evaluator = Evaluator(envs.task(policy.config.task), args.workers or os.cpu_count())
-    try:
-        result = evaluator(policy.act, args.episodes, args.best_of or None)
-    finally:
-        evaluator.close()
+    result = evaluator(policy.act, args.episodes, args.best_of or None)
+    evaluator.close()
     best_of = args.best_of or policy.config.best_of
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")

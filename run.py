@@ -11,9 +11,6 @@
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`
     run.export("runs/lift/dfp/generated/quick/seed0", "policies/lift")                 the policy alone, to give away
-
-How these files are written, whole or not at all, stands in tools/training/files.py; what a checkpoint of a run in
-progress contains, in tools/training/saving.py.
 """
 import dataclasses
 import importlib
@@ -37,8 +34,8 @@ ACTING = ("actor", "critic")         # the networks that choose an action
 
 @dataclasses.dataclass
 class Run:
-    """One run in the making: what the loops of train_offline.py and train_online.py work with. Who makes it, and from
-    which seeds: tools/training/prepare.py."""
+    """One run in the making: what the loops of train_offline.py and train_online.py work with, made by
+    tools/training/prepare.py, saved and brought back by tools/training/saving.py."""
     config: Config
     folder: Path
     data: dict                       # where its data come from, as data.load tells
@@ -62,8 +59,7 @@ class Run:
 
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
-    """The algorithm object of config.method, of the class that METHODS names: a run of DFP does not import its rivals.
-    Everything that follows never asks which one it holds."""
+    """The object of config.method, of the class that METHODS names: a run of DFP does not import its rivals."""
     module, name = METHODS[config.method][1].rsplit(".", 1)
     bf16 = config.precision == "auto" and bf16_pays(torch.device(device))
     return getattr(importlib.import_module(module), name)(obs_dim, action_dim, config, device, bf16)

@@ -67,7 +67,7 @@ def test_precedence_option_preset_table_default():
 
 def test_quick_is_the_same_algorithm_at_a_smaller_size():
     allowed = {"preset", "hidden", "batch_size", "offline_steps", "online_steps", "warmup", "eval_every",
-               "eval_episodes", "final_episodes", "log_every", "data_size", "goal_share", "threads"}
+               "eval_episodes", "final_episodes", "log_every", "data", "data_size", "goal_share", "threads"}
     for task, method in itertools.product(TASKS, METHODS):
         paper, quick = (vars(build(dict(task=task, method=method, preset=preset))) for preset in ("paper", "quick"))
         changed = {k for k in paper if paper[k] != quick[k]}

@@ -12,15 +12,26 @@ from config import UserError, build
 
 
 # ---------------------------------------------------------------------------------------------------------- Robomimic
-def test_robomimic_file_is_read_by_robomimic_itself(generated):
+def with_next_obs(source, path):
+    """A copy of a stand-in as the official sets are, with a next_obs that is not derived."""
+    with h5py.File(shutil.copy(source, path), "r+") as file:
+        for demo in file["data"].values():
+            for key in envs.OBS_KEYS:
+                obs = demo[f"obs/{key}"][()]
+                demo[f"next_obs/{key}"] = np.concatenate([obs[1:], obs[-1:] + 0.5])
+    return path
+
+
+def test_robomimic_file_is_read_by_robomimic_itself(generated, tmp_path):
     import robomimic.utils.obs_utils as obs_utils
     from robomimic.utils.dataset import SequenceDataset
     kinds = {"low_dim": list(envs.OBS_KEYS), "rgb": [], "depth": [], "scan": []}
     obs_utils.initialize_obs_utils_with_obs_specs({"obs": kinds})
-    theirs = SequenceDataset(str(generated["lift"]), obs_keys=list(envs.OBS_KEYS), seq_length=1, load_next_obs=True,
+    path = with_next_obs(generated["lift"], tmp_path / "official.hdf5")
+    theirs = SequenceDataset(str(path), obs_keys=list(envs.OBS_KEYS), seq_length=1, load_next_obs=True,
                              dataset_keys=("actions", "rewards", "dones"), filter_by_attribute="train",
                              hdf5_cache_mode="low_dim")
-    ours = data.read(generated["lift"], envs.task("lift"))
+    ours = data.read(path, envs.task("lift"))
     assert len(theirs) == len(ours["rewards"])
     for i in range(0, len(theirs), 7):                     # robomimic orders demos as we do
         item = theirs[i]
@@ -38,7 +49,21 @@ def test_robomimic_conventions(generated):
     assert np.array_equal(d["rewards"] == 0, d["terminals"] == 1)               # only successes are kept
     assert d["terminals"].sum() == 3 and np.abs(d["actions"]).max() <= 1 - 9e-6
     inside = np.flatnonzero(d["terminals"][:-1] == 0)
-    assert np.array_equal(d["next_observations"][inside], d["observations"][inside + 1])
+    assert np.array_equal(d["next_observations"][inside], d["observations"][inside + 1])    # derived
+
+
+@pytest.mark.parametrize("name", ["lift", "can", "square"])
+def test_shipped_demonstrations(name, tmp_path):
+    """The preset quick takes them and writes nothing beside them; all 300 succeed within the horizon."""
+    path = data.SHIPPED / f"{name}.hdf5"
+    beside = sorted(data.SHIPPED.iterdir())
+    dataset, source = data.load(build(dict(task=name, preset="quick", data_dir=str(tmp_path))), say=lambda _: None)
+    assert source["kind"] == "generated" and source["path"] == str(path)
+    assert source["episodes"] == source["successes"] == 300 and source["longest"] <= envs.task(name).horizon
+    assert sorted(data.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
+    with h5py.File(path) as file:
+        operators = [demo.attrs["operator"] for demo in file["data"].values()]
+        assert file["data/demo_299/states"].dtype == np.float64 and operators.count(operators[0]) >= 40
 
 
 def test_demonstrations_replay_in_the_environment(generated):
@@ -47,9 +72,9 @@ def test_demonstrations_replay_in_the_environment(generated):
     first, end = np.flatnonzero(rows["terminals"])[:2] + 1                     # of the second demonstration
     env = envs.make("lift")
     env.reset(seed=envs.DATA_SEED + 1)
-    for action, recorded in zip(rows["actions"][first:end], rows["next_observations"][first:end]):
-        obs, reward, terminated, _, _ = env.step(action)
-        assert np.allclose(obs, recorded, atol=1e-4)
+    for row in range(first, end):
+        obs, reward, terminated, _, _ = env.step(rows["actions"][row])
+        assert terminated or np.allclose(obs, rows["next_observations"][row], atol=1e-4)
     assert terminated and reward == 0
     env.close()
     with h5py.File(generated["lift"], "r") as file:        # robosuite.make(env_name, **env_kwargs) is that environment
@@ -81,10 +106,12 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
 def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_path):
     monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([], "host: unreachable"))
     folder, said = generated["lift"].parent.parent, []
-    config = build(dict(task="lift", preset="quick", data_size=3, data_dir=str(folder)))
+    config = build(dict(task="lift", preset="quick", data="auto", data_size=3, data_dir=str(folder)))
     _, source = data.load(config, said.append)
     assert source["kind"] == "generated" and source["episodes"] == source["successes"] == 3
     assert "NO OFFICIAL DATA" in said[0] and "unreachable" in said[0] and "unreachable" in source["why"]
+    shipped = data.load(build(dict(task="lift", data_dir=str(tmp_path))), said.append)[1]["path"]
+    assert shipped == str(data.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in said[-2]
     with pytest.raises(UserError, match="could not be obtained"):
         data.load(build(dict(task="lift", data="official", data_dir=str(folder))))
 

@@ -15,6 +15,7 @@ import data
 import envs
 from buffer import FIELDS
 from config import UserError, build
+from test_data import with_next_obs
 from tools.official import files
 
 LIFT, CUBE, SCENE = (envs.task(name) for name in ("lift", "cube-single-task2", "scene-task2"))
@@ -92,7 +93,7 @@ def whole(kind, generated, folder):
     """A good file -> (its path, its task, the names of its fields)."""
     demo = [f"data/demo_1/{name}" for name in ("actions", "rewards", "dones", "obs/object", "next_obs/robot0_eef_pos")]
     if kind == "lift.hdf5":
-        return Path(shutil.copy(generated["lift"], folder / kind)), LIFT, demo
+        return with_next_obs(generated["lift"], folder / kind), LIFT, demo
     task, arrays = (CUBE, play()) if kind == "cube.npz" else (OWN, own())
     return write(arrays, folder / kind), task, list(arrays)
 
@@ -126,7 +127,7 @@ def test_the_same_numbers_in_other_types(generated, tmp_path, kind):
 
 WRONG = {              # what is wrong: (file, edit, what the line says)
     "no data": ("lift.hdf5", lambda file: file.move("data", "date"), "KeyError"),
-    "no next_obs": ("lift.hdf5", lambda file: file.move("data/demo_1/next_obs", "x"), "next_obs"),
+    "no next_obs": ("lift.hdf5", lambda file: file.move("data/demo_1/next_obs/object", "x"), "demo_1/next_obs/object"),
     "no demonstration": ("lift.hdf5", lambda file: [file.move(f"data/demo_{i}", f"{i}") for i in range(3)], "no demo"),
     "another name": ("lift.hdf5", lambda file: file.move("data/demo_1", "data/take_1"), "'take_1'"),
     "shaped": ("lift.hdf5", put("data/demo_0/rewards", lambda a: a + 0.3), "rewards are not all 0 or 1"),

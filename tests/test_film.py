@@ -14,9 +14,9 @@ import run
 import toy
 from config import UserError
 from conftest import ROOT
+from evaluate import Evaluator
 from test_scripts import first, home, script  # noqa: F401
 from tools.pictures import film
-from tools.simulators.evaluator import Evaluator
 
 
 class Painted(toy.Toy):

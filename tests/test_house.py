@@ -11,13 +11,12 @@ FILES = sorted(str(path.relative_to(ROOT)) for pattern in ("*.py", "baselines/*.
 MODULES = {name[:-3].replace("/", ".").removesuffix(".__init__"): name for name in FILES}
 CONCEPTS = ("drift.py", "policy.py", "critic.py", "topk.py", "dfp.py", "baselines/flow.py", "baselines/meanflow.py")
 # From the ground up. A file or folder imports from its own floor and from those below it.
-FLOORS = (["drift.py", "policy.py", "topk.py"], ["critic.py"], ["dfp.py"], ["baselines/"], ["config.py"],
-          ["buffer.py", "envs.py", "tools/training/command_line.py",
-           "tools/training/files.py"],
+FLOORS = (["drift.py", "policy.py", "topk.py", "tools/egl_probe/"], ["critic.py"], ["dfp.py"], ["baselines/"], ["config.py"],
+          ["buffer.py", "envs.py", "tools/training/command_line.py", "tools/training/files.py"],
           ["tools/official/", "tools/report/dataset.py", "tools/pictures/data.py"],
-          ["tools/simulators/", "tools/speed/"], ["tools/standins/"], ["data.py", "run.py", "tools/demos.py"],
-          ["tools/training/", "tools/report/"], ["tools/pictures/", "tools/speed/seeds.py"],
-          ["train_offline.py"], ["train_online.py", "evaluate.py"], ["tools/sweep.py", "tools/benchmark.py"])
+          ["tools/simulators/", "tools/speed/", "tools/pictures/film.py"], ["tools/standins/"],
+          ["data.py", "run.py", "tools/demos.py"], ["evaluate.py"], ["tools/training/", "tools/report/"], ["tools/pictures/", "tools/speed/seeds.py"],
+          ["train_offline.py"], ["train_online.py"], ["tools/sweep.py", "tools/benchmark.py"])
 
 
 def imported(name: str) -> set[str]:

@@ -19,10 +19,10 @@ import train_online
 from buffer import ReplayBuffer
 from config import UserError
 from data import read
+from evaluate import Evaluator
 from run import algorithm, read_config
 from tools.simulators import process
 from tools.simulators.collector import Collector
-from tools.simulators.evaluator import Evaluator
 from tools.training.files import read_newest
 
 

@@ -1,4 +1,4 @@
-"""The task of docs/own_task.md, as it stands there, and what registering refuses."""
+"""The examples of docs/extend.md, as they stand there, and what registering a task refuses."""
 import os
 import re
 import subprocess
@@ -15,21 +15,32 @@ from conftest import ROOT
 from tools.training.files import read_rows
 
 
-def test_the_task_of_the_page_trains(tmp_path):
-    make_data, train = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_task.md").read_text(), re.S)
-    assert len([line for line in train.splitlines() if line.strip()]) <= 17
-    small = train.replace("offline_steps=1500, online_steps=1000",
-                          "offline_steps=30, online_steps=40, warmup=10, eval_episodes=2, workers=1")
-    assert small != train
-    (tmp_path / "reach.py").write_text(small)
-    (tmp_path / "make_data.py").write_text(make_data)
-    for script in ("make_data.py", "reach.py"):
-        result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+def test_the_examples_of_the_page_train(tmp_path):
+    """A task, a loss term and a baseline of one's own, as docs/extend.md prints them, with fewer steps."""
+    page = (ROOT / "docs/extend.md").read_text()
+    scripts = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.S))
+    small = scripts["reach.py"].replace("offline_steps=1500, online_steps=1000",
+                                        "offline_steps=30, online_steps=40, warmup=10, eval_episodes=2, workers=1, "
+                                        "compile=False")
+    assert [*scripts] == ["reach.py", "smooth.py", "regression.py"] and small != scripts["reach.py"]
+    for name, text in (scripts | {"reach.py": small}).items():
+        (tmp_path / name).write_text(text)
+        result = subprocess.run([sys.executable, name], cwd=tmp_path, capture_output=True, text=True, timeout=300,
                                 env=os.environ | {"PYTHONPATH": str(ROOT)})
         assert result.returncode == 0, result.stderr
-    folder, = tmp_path.glob("runs/reach/dfp/own-reach/*/seed0")
-    assert [row["step"] for row in read_rows(folder / "eval.csv")] == ["0", "30", "70"]
-    assert "100 of them reach the goal" in result.stdout
+        assert "100 of them reach the goal" in result.stdout
+    for method, column in (("dfp", "topk_loss"), ("smooth", "jerk"), ("regression", "actor_loss")):
+        folder, = tmp_path.glob(f"runs/reach/{method}/own-reach/*/seed0")
+        assert [row["step"] for row in read_rows(folder / "eval.csv")] == ["0", "30", "70"]
+        assert float(read_rows(folder / "train.csv")[-1][column]) > 0
+
+
+def test_two_updates_a_step_is_where_the_page_says():
+    """The lines that docs/extend.md puts into a loop stand so in train_online.py."""
+    block, = re.findall(r"```python\n(if step >= first_update:.*?)```", (ROOT / "docs/extend.md").read_text(), re.S)
+    source = [line.strip() for line in (ROOT / "train_online.py").read_text().splitlines()]
+    assert [line.strip() for line in block.splitlines() if "for _" not in line] == [
+        line for line in source if line.startswith(("if step >=", "starts =", "info = update"))]
 
 
 class Blank(gymnasium.Env):

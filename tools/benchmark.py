@@ -1,22 +1,13 @@
 """How fast, as a share of what this machine can do.
 
-    python -m tools.benchmark                              DFP at the paper's size: updates, acting, simulator, memory
-    python -m tools.benchmark --methods dfp qc-fql mvp     one update and one action of each method, beside DFP's
-
-Prints and writes the rows of <out>/benchmark.csv. rate: GFLOP/s of the matrix products that run, as torch's
-FlopCounterMode counts them, or calls a second. peak: GFLOP/s of the best square product in fp32, of the same process
-with the same threads. ratio: rate / peak, or what the row says: a method's time / DFP's, several seeds' / one's. Modes
-are timed in turns, and the median is kept: on a shared machine only ratios within one run mean anything.
+Rows of <out>/benchmark.csv. rate: GFLOP/s of matrix products, or calls a second. peak: of the best square product, in
+fp32, of the same process. ratio: rate / peak, or what the row says. On a shared machine only ratios mean anything.
 """
 import argparse
 import contextlib
 import dataclasses
-import multiprocessing
-import resource
 import statistics
-import sys
 import timeit
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,7 +48,7 @@ def ratios(what, times: dict, mode, column):
     """The methods' times / DFP's, where it is one of them; and the same of the paper, from a column of its Table 9."""
     lines = results.read_csv(results.PAPER / "times.csv") if column else ()
     paper = {line["method"]: float(line[column]) for line in lines}
-    for method in [m for m in times if m != "dfp" and "dfp" in times]:
+    for method in [method for method in times if method != "dfp" and "dfp" in times]:
         yield row(f"{what} / dfp's", method, mode, ratio=times[method] / times["dfp"])
         if method in paper:
             yield row(f"{column[:-3].replace('_', ' ')} / dfp's", method, "Table 9", ratio=paper[method] / paper["dfp"])
@@ -84,8 +75,7 @@ def build(args, method: str = "dfp", **knobs) -> config.Config:
 
 
 def update_of(c: config.Config, device, online: bool, size: int = 100_000):
-    """A function that makes one whole update, of c.seeds seeds at once. The transitions are made up: time does not
-    depend on what they say."""
+    """A function that makes one whole update, of c.seeds seeds at once, on transitions that are made up."""
     task, runs = envs.task(c.task), []
     obs, next_obs, action = *torch.rand(2, size, task.obs_dim), torch.rand(size, task.action_dim)
     dataset = dict(observations=obs, actions=action, rewards=torch.rand(size), masks=torch.ones(size),
@@ -112,8 +102,7 @@ def peak_of(device, largest: int) -> float:
     best, size = 0.0, 1024
     while size <= largest:
         product = partial(torch.matmul, *torch.randn(2, size, size, device=device))
-        best = max(best, 2e-9 * size**3 / seconds(product, device, 3))
-        size *= 2
+        best, size = max(best, 2e-9 * size**3 / seconds(product, device, 3)), 2 * size
     return best
 
 
@@ -130,12 +119,12 @@ def updates(args, peak):
                       for _ in range(args.rounds)]               # in turns, so that a busy moment hits every mode
             taken = {mode: statistics.median(turn[mode] for turn in rounds) for mode in steps}
             gflop = work(update_of(build(args, method, compile=False), args.device, online))
+            times[method] = taken[first]
             for mode in modes:
                 yield row(f"{stage} update", method, mode, taken[mode], gflop, peak)
             if "seeds" in taken:
                 yield row(f"{stage} update, {args.seeds} seeds / one", method, first, taken["seeds"],
                           ratio=taken["seeds"] / taken[first])
-            times[method] = taken[first]
         yield from ratios(f"{stage} update", times, first, column)
 
 
@@ -149,14 +138,6 @@ def acting(args):
         times[method] = seconds(lambda: act(obs).cpu(), args.device, 50)
         yield row(f"act, best of {c.best_of}", method, "auto", times[method])
     yield from ratios("act", times, "auto", "action_ms")
-
-
-def memory(c: config.Config, device) -> float:
-    """MiB at most, of a process that trains on 1M transitions: on a GPU what tensors take of it, else all."""
-    seconds(update_of(c, device, online=True, size=1_000_000), device, 1)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def main() -> None:
@@ -175,7 +156,6 @@ def main() -> None:
     option("--out", default="results", help="folder of benchmark.csv")
     args = parser.parse_args()
     args.device = choose_device(config.build(dict(device=args.device)))
-
     peak = peak_of(args.device, args.largest)
     rows = [row("matrix product, peak", "-", "fp32", rate=peak), *updates(args, peak), *acting(args)]
     # A machine without simulators goes without this row.
@@ -183,9 +163,6 @@ def main() -> None:
         env.reset(seed=0)
         step = partial(env.step, np.zeros(env.action_space.shape, np.float32))
         rows.append(row("simulator step", "-", "one process", seconds(step, torch.device("cpu"), 100)))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-        most = other.submit(memory, build(args), args.device).result()
-    rows.append(row("peak memory, MiB", "dfp", str(args.device), rate=most))
     Path(args.out).mkdir(parents=True, exist_ok=True)
     results.write_csv(Path(args.out, "benchmark.csv"), rows, ("what", "method", "mode", *FORMATS))
 

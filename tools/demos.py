@@ -1,8 +1,4 @@
-"""Generates stand-in data, or finds them: says where they lie.
-
-    python -m tools.demos --task cube-double-task2 --size 1000000        OGBench: <name>.npz
-    python -m tools.demos --task lift --size 300                         Robomimic: <name>.hdf5
-"""
+"""Generates stand-in data, or finds them: says where they lie.     python -m tools.demos --task lift --size 300"""
 import os
 from pathlib import Path
 

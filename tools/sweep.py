@@ -1,12 +1,9 @@
 """Tasks x methods x seeds: many runs, as many at a time as fit here or as Slurm takes, then the report over these.
 
     python -m tools.sweep --tasks lift square --methods dfp qc-fql --seeds 0 1 2 --preset quick --data generated
-    python -m tools.sweep ... --dry-run              what is done, to resume, to start
-    python -m tools.sweep ... --cluster slurm --slurm-partition gpu --slurm-hours 12
 
-All other options are train_online.py's, for every run. The same command goes on where it was stopped. Runs that share
-stage 1, like dfp and dfp-no-topk of one seed, follow each other in one job, so that it is trained once. Ctrl-C: every
-run saves and ends, on Slurm too. Logs: a folder for each sweep in <out>/sweep/.
+The same command goes on where it was stopped. Runs that share stage 1, like dfp and dfp-no-topk of one seed, follow
+each other in one job, so that it is trained once. Ctrl-C: every run saves and ends. Logs: in <out>/sweep/.
 """
 import itertools
 import os
@@ -59,17 +56,8 @@ class Planned:
         return [sys.executable, str(script), "--workers", str(workers), *self.words, "--resume"]
 
 
-def plan(args, rest: list[str]) -> list[list[Planned]]:
-    """Every run; those that share stage 1 together, the one that has come farthest first."""
-    groups = {}
-    for task, seed, method in itertools.product(*map(dict.fromkeys, (args.tasks, args.seeds, args.methods))):
-        planned = Planned([*rest, "--task", task, "--method", method, "--seed", str(seed)])
-        groups.setdefault(str(planned.config.stage1_knobs()), []).append(planned)
-    return [sorted(group, key=lambda planned: STATES.index(planned.state)) for group in groups.values()]
-
-
 class Job:
-    """What submitit starts, here or on a node: commands one after the other, each with its log, until SIGTERM."""
+    """What submitit starts: commands one after the other, each with its log, until SIGTERM."""
     stopped = False
 
     def __call__(self, commands: list[tuple], environment: dict) -> None:
@@ -96,20 +84,17 @@ class Job:
         return submitit.helpers.DelayedSubmission(Job(), *same)
 
 
-def job_slots(args, slurm: bool, groups: list) -> list[dict]:
-    """For each job that may run at a time what its environment has besides: its GPU, unless Slurm gives it one."""
+def work(args, slurm: bool, groups: list, logs: Path) -> None:
+    """Every group a job, as many at a time as there are slots: what a job's environment has besides, its GPU."""
     config = groups[0][0].config                                                 # one --device and --threads for all
     gpus, jobs = [""], max(1, os.cpu_count() // (config.threads or os.cpu_count()))
     if torch.cuda.is_available() and config.device != "cpu":
         every = ",".join(map(str, range(torch.cuda.device_count())))
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
         jobs = len(gpus)
-    count = args.jobs or (len(groups) if slurm else jobs)
-    return [{} if slurm else {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(min(count, len(groups)))]
-
-
-def work(args, slurm: bool, groups: list, logs: Path) -> None:
-    """Every group a job, as many at a time as there are slots."""
+    count, running = min(args.jobs or (len(groups) if slurm else jobs), len(groups)), {}
+    slots = [{} if slurm else {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+    workers = args.slurm_cpus if slurm else max(1, os.cpu_count() // count)
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")      # else its import closes other libraries' handlers
     import submitit
     executor = submitit.AutoExecutor(logs / "jobs", "slurm" if slurm else "local", slurm_max_num_timeout=100)
@@ -117,8 +102,6 @@ def work(args, slurm: bool, groups: list, logs: Path) -> None:
         timeout_min=int(60 * args.slurm_hours) if slurm else 10**7, slurm_gpus_per_node=args.slurm_gpus or None,
         slurm_partition=args.slurm_partition, slurm_cpus_per_task=args.slurm_cpus,
         slurm_srun_args=[f"--cpus-per-task={args.slurm_cpus}"])          # srun asks anew for its cores
-    slots, running = job_slots(args, slurm, groups), {}
-    workers = args.slurm_cpus if slurm else max(1, os.cpu_count() // len(slots))
     try:
         while groups or running:
             while groups and slots:
@@ -163,7 +146,11 @@ def main() -> None:
         raise UserError("--cluster slurm: this machine has no srun")
     if args.jobs is not None and args.jobs < 1:
         raise UserError("--jobs must be positive")
-    groups = plan(args, rest)
+    groups = {}                                                  # of runs that share stage 1
+    for task, seed, method in itertools.product(*map(dict.fromkeys, (args.tasks, args.seeds, args.methods))):
+        planned = Planned([*rest, "--task", task, "--method", method, "--seed", str(seed)])
+        groups.setdefault(str(planned.config.stage1_knobs()), []).append(planned)
+    groups = [sorted(group, key=lambda planned: STATES.index(planned.state)) for group in groups.values()]
     runs = sum(groups, [])
     for planned in runs:
         print(f"{planned.state:9}  {planned.name:30}  {planned.folder}")

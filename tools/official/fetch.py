@@ -32,8 +32,8 @@ def left_over(path: Path) -> int:
 
 
 def download(url: str, path: Path, timeout: float = 10, announced=lambda size: None, read=lambda path: None) -> None:
-    """Fetches url to path, going on where an earlier try stopped. OSError where the host fails, sends nothing for
-    `timeout` seconds or what `read` cannot read; announced(bytes) may raise, too."""
+    """Fetches url to path, going on where an earlier try stopped. OSError where the host fails, is silent for `timeout`
+    seconds, or sends what `read` cannot read."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with urllib.request.urlopen(url, timeout=timeout) as whole:
         if "text/html" in whole.headers.get("Content-Type", ""):

@@ -1,7 +1,5 @@
-"""Data files: reading what others wrote, and the records that vouch for it.
-
-What does not fit is a ValueError here, and not a surprise after a day of training; one_line() makes a UserError of it,
-and of what the libraries raise for a broken file. Nothing is unpickled.
+"""Data files: reading what others wrote, and the records that vouch for it. What does not fit is a ValueError here,
+which one_line() makes a UserError, and not a surprise after a day of training. Nothing is unpickled.
 """
 import contextlib
 import hashlib
@@ -64,8 +62,8 @@ def checked_file(path: Path, widths: dict) -> dict[str, np.ndarray]:
 
 
 def play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
-    """OGBench's npz -> observations [T, O], actions [T, A], terminals [T], INFO as far as the task has it, and `more`.
-    terminals are 1 at the last row of a trajectory, whose action leads nowhere."""
+    """OGBench's npz -> observations [T, O], actions [T, A], terminals [T], 1 at a trajectory's last row, whose action
+    leads nowhere; INFO as far as the task has it, and `more`."""
     info = INFO if task.source.startswith(("scene", "puzzle")) else INFO[:1]
     widths = dict(observations=(task.obs_dim,), actions=(task.action_dim,), terminals=())
     rows = checked_file(path, widths | dict.fromkeys((*info, *more)))
@@ -124,8 +122,8 @@ def trusted(path: Path, record: Path, read) -> dict:
 
 @contextlib.contextmanager
 def one_line(path: Path, task: envs.Task):
-    """Whatever is wrong with a file becomes a UserError of one line. Only a file whose record says that this project
-    fetched or generated it may be deleted: any other may be somebody's only copy."""
+    """Whatever is wrong with a file becomes a UserError. Only a file whose record says that this project fetched or
+    generated it may be deleted: any other may be somebody's only copy."""
     try:
         yield
     except (UserError, ImportError, MemoryError):          # the last two are not the file's fault

@@ -5,8 +5,7 @@
                             lasts.i64      one number an episode: the row of its last transition
                             index.json     what the columns are, and which files are in it, with their checksums
 
-A chunk is one stretch of rows.f32: a page or two to read. What follows from the rest is left out: the next observation
-is the next row's, or the episode's in ends.f32, and a mask is 0 where the reward is. That halves the file, to 26 GB.
+The next observation is the next row's, or the episode's in ends.f32, and a mask is 0 where the reward is.
 """
 import contextlib
 import hashlib
@@ -27,8 +26,8 @@ from tools.training.files import write_whole
 
 
 def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, read) -> tuple[dict, dict]:
-    """The arrays of a set of files -> (what ShardBuffer takes, counts). Files that are not in them yet are appended,
-    each whole or not at all; where one has changed all are made anew. read(path, *tasks): see data.read_ogbench."""
+    """The arrays of a set of files -> (what ShardBuffer takes, counts). Missing files are appended, each whole or not
+    at all; where one has changed all are made anew. read(path, *tasks): see data.read_ogbench."""
     place = folder / "maps" / paths[0].parent.name
     tasks = [other.name for other in envs.TABLE.values() if other.source == task.source]     # only their rewards differ
     index = dict(tasks=tasks, columns=[task.obs_dim, task.action_dim, 1, len(tasks)], files=[])
@@ -93,8 +92,8 @@ def open_maps(place: Path, index: dict, which: int) -> dict:
 
 class ShardBuffer(ReplayBuffer):
     """A ReplayBuffer whose data are a mapped array, or that array copied to a GPU; its six arrays hold the online part.
-    No chunk begins in one file and ends in another, and a start is one of the n online ones with probability
-    n / (mix_size + n), as in the release, which holds one file of 1M at a time; but the others come from all files."""
+    No chunk begins in one file and ends in another. A start is one of the n online ones with probability
+    n / (mix_size + n), as in the release."""
 
     def __init__(self, dataset: dict, online_capacity: int, chunk: int, discount: float, device="cpu",
                  batch_device=None, mix_size: int = 1_000_000):

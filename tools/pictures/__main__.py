@@ -1,7 +1,6 @@
 """Draws the pictures of the concept files and the baselines into figures/, in seconds; dfp's in a minute.
 
-    python -m tools.pictures drift        figures/drift.png, drift.gif and temperatures.png
-    python -m tools.pictures              all of them
+    python -m tools.pictures drift        those of drift.py; without a name, all
 """
 import torch
 

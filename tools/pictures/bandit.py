@@ -1,13 +1,9 @@
 """The picture of dfp.py: Algorithm 1 from end to end on a bandit whose best action is known, beside MVP and FQL.
 
-One state, actions in two dimensions, demonstrations around four corners, and a reward whose highest place lies *beside*
-one of them, where no demonstration is. The classes that train robots are used as they are. After stage 1 each method
-has the four corners. What differs is how the critic's opinion comes into the one pass from noise to action:
-
-    DFP         the K best proposals pull the samples themselves: they leave poor corners, and go where nobody was
-    MVP+top-K   the same K proposals, but as targets of a velocity, of which the one pass uses only one value
-    MVP         imitates what has been done, of which more and more is what the critic chose
-    FQL         each sample climbs the slope of Q from where its flow puts it: to the top of its own corner's hill
+After stage 1 each method has the four corners of the demonstrations; the best action lies beside one. In stage 2 DFP's
+K best proposals pull the samples themselves, also to where nobody was. MVP+top-K makes the same K targets of a
+velocity, of which the one pass uses only one value. MVP imitates what was done. FQL climbs the slope of Q, each sample
+to the top of its own corner's hill.
 """
 import torch
 
@@ -19,9 +15,8 @@ from tools.pictures.concepts import BLUE, ORANGE, four_modes, plt, save, square
 PEAKS = torch.tensor([[0.8, 0.3], [0.55, -0.55], [-0.55, 0.55], [-0.55, -0.55]])
 HEIGHTS = torch.tensor([1.0, 0.5, 0.5, 0.5])
 
-# The paper's values, but: single actions; a small network, batch and N', and a larger learning rate; temperatures as
-# wide as the distances here; a faster pi_old, since there are a thousand steps and not a million; FQL's alpha, the best
-# of 1, 3 and 10 here.
+# Not the paper's: single actions, a small network, batch and N', a large lr; temperatures as wide as distances are;
+# a faster pi_old, for a thousand steps and not a million; FQL's alpha, the best of 1, 3 and 10 here.
 COMMON = dict(hidden=64, layers=3, batch_size=128, lr=3e-3, chunk=1, compile=False, precision="fp32")
 TOPK = dict(best_of=4, num_candidates=16, top_k=4, topk_weight=0.5, ema_rate=5e-3)
 METHODS = {"DFP": TOPK | dict(method="dfp", temperatures=(0.1, 0.5)), "MVP+top-K": TOPK | dict(method="mvp-topk"),
@@ -39,7 +34,7 @@ def seen(a: torch.Tensor, generator) -> torch.Tensor:
 
 
 def train(knobs: dict, offline=600, online=900, seed=0):
-    """Both stages. Returns the samples [2000, 2] after either stage."""
+    """Both stages -> the samples [2000, 2] after either stage."""
     generator, config, n = torch.Generator().manual_seed(seed), Config(**COMMON, **knobs, seed=seed), 1000
     data = four_modes(n, 0.55, 0.1, generator).clamp(-1, 1)
     nothing, zeros, ones = torch.zeros(n, 0), torch.zeros(n), torch.ones(n)        # there is nothing to observe

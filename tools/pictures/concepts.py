@@ -50,7 +50,7 @@ def square(ax, limit=1.6, title=""):
 
 
 def state(n):
-    """n times the one state there is: nothing is observed."""
+    """n times the one state there is; nothing is observed."""
     return torch.zeros(n, 0)
 
 
@@ -66,9 +66,8 @@ def drift_towards(data, temperatures, batch=256):
                                      temperatures=temperatures)[0].mean()
 
 
-# --------------------------------------------------------------------------------------------------- drift.py
 def drift(steps=1200) -> None:
-    """drift.png, drift.gif: the field V = V+ - V- on its way to zero, as the samples come to the target."""
+    """drift.png, drift.gif: the field V = V+ - V- on its way to zero. Then temperatures.png."""
     torch.manual_seed(0)
     actor, loss = drift_towards(four_modes, (0.1, 0.5, 2.0))
     noise, target = torch.randn(300, 2), four_modes(600)
@@ -96,25 +95,22 @@ def drift(steps=1200) -> None:
         panel(ax, shown[round(i)])
     save(figure, "drift.png")
     figure, ax = plt.subplots(figsize=(3.6, 3.8), layout="constrained")
-    film = FuncAnimation(figure, lambda step: panel(ax, step), frames=shown)
+    film = FuncAnimation(figure, lambda step: panel(ax, step), shown)
     film.save(FOLDER / "drift.gif", PillowWriter(fps=8), dpi=70)
     temperatures(steps)
 
 
 def temperatures(steps=1200) -> None:
-    """temperatures.png: only small temperatures, and samples that start far from the data: everything collapses onto
-    the mean. The loss does not tell; the spread does."""
+    """temperatures.png: with small ones alone, far from the data, all collapses onto the mean. The spread tells."""
     far = functools.partial(four_modes, at=1.6, spread=0.14)
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.3), layout="constrained")
     for ax, widths, color in zip(axes, ((0.1,), (0.1, 0.5), (0.1, 0.5, 2.0)), (RED, BLUE, GREEN)):
         torch.manual_seed(0)
         actor, loss = drift_towards(far, widths)
-        with torch.no_grad():
-            actor.mlp.linears[-1].weight.mul_(0.1)                              # starts narrow, at the origin
+        actor.mlp.linears[-1].weight.data.mul_(0.1)                             # starts narrow, at the origin
         noise = torch.randn(300, 2)
         values = train(actor, loss, steps)
-        with torch.no_grad():
-            samples = actor(state(300), noise)
+        samples = actor(state(300), noise).detach()
         ax.scatter(*far(600).T, s=4, color=GREY, lw=0)
         ax.scatter(*samples.T, s=6, color=color, lw=0)
         label = ", ".join(f"{width:g}" for width in widths)
@@ -122,7 +118,6 @@ def temperatures(steps=1200) -> None:
     save(figure, "temperatures.png")
 
 
-# --------------------------------------------------------------------------------------------------- policy.py
 def policy(steps=1200) -> None:
     """policy.png: one pass from noise to action, and which noise means which way to act."""
     torch.manual_seed(0)
@@ -131,8 +126,7 @@ def policy(steps=1200) -> None:
     actor, loss = drift_towards(lambda n: modes[torch.randint(5, (n,))] + 0.06 * torch.randn(n, 2), (0.1, 0.5, 2.0))
     train(actor, loss, steps)
     noise = torch.randn(3000, 2)
-    with torch.no_grad():
-        actions = actor(state(3000), noise)
+    actions = actor(state(3000), noise).detach()
     distance, mode = torch.cdist(actions, modes).min(1)
     titles = (r"noise $\epsilon \sim N(0, I)$, coloured by the mode it becomes",
               rf"actions $f_\theta(\epsilon)$, one pass: {(distance < 0.18).float().mean():.0%} within 3 std of a mode")
@@ -143,7 +137,6 @@ def policy(steps=1200) -> None:
     save(figure, "policy.png")
 
 
-# --------------------------------------------------------------------------------------------------- critic.py
 def chain_values(length, chunk, discount, right=0.7):
     """Exact Q of every chunk of a chain's left (-1) and right (+1) moves: -1 for each step before its end is reached.
     After the chunk each move is right with probability `right` -> {(place, chunk): Q}."""
@@ -184,13 +177,10 @@ def critic(steps=3000, length=8, chunk=3, discount=0.95) -> None:
                           target.value(observe(at), follow), discount, chunk)
         move_towards(target, q, 0.02)
         return td_loss(q(observe(place), moves), y, torch.ones(256))
-
     train(q, loss, steps)
-
     figure, ax = plt.subplots(figsize=(6, 4), layout="constrained")
     for i, moves in enumerate(itertools.product((-1, 1), repeat=chunk)):
-        with torch.no_grad():
-            learned = q.value(observe(places), torch.tensor(moves).float().expand(length, -1))
+        learned = q.value(observe(places), torch.tensor(moves).float().expand(length, -1)).detach()
         ax.plot([exact[place, moves] for place in range(length)], color=f"C{i}", lw=1,
                 label=" ".join("→" if move > 0 else "←" for move in moves))
         ax.plot(learned, "o", color=f"C{i}", ms=4)
@@ -199,7 +189,6 @@ def critic(steps=3000, length=8, chunk=3, discount=0.95) -> None:
     save(figure, "critic.png")
 
 
-# --------------------------------------------------------------------------------------------------- topk.py
 def landscape(a):
     """A value over two-dimensional actions: a ridge with a best place on it."""
     hill = 1.5 * torch.exp(-((a[..., 0] - 0.7) ** 2 + (a[..., 1] - 0.4) ** 2) / 0.25)
@@ -207,8 +196,7 @@ def landscape(a):
 
 
 def topk(steps=600) -> None:
-    """topk.png: what selection does once, in two dimensions; and again and again, in one, beside the exact improved
-    policies."""
+    """topk.png: selection once, in two dimensions; and again and again, in one, beside the exact improved policies."""
     torch.manual_seed(2)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
     line = torch.linspace(-1.6, 1.6, 81)
@@ -224,31 +212,26 @@ def topk(steps=600) -> None:
     left.quiver(*generated.T, *field.T, color=BLUE, angles="xy", scale_units="xy", scale=1.6, width=0.006)
     square(left, title="one step of L_topK over a landscape of Q")
     left.legend(fontsize=8, loc="lower left")
-    improvement(right, steps)
-    save(figure, "topk.png")
 
-
-def improvement(ax, steps, kl_temp=0.5):
-    """One dimension: pi_old has two modes, Q(a) = a prefers the right one and there the right side."""
+    # One dimension: pi_old has two modes, Q(a) = a prefers the right one and there the right side.
     actor = Actor(0, 1, (64,) * 3)
 
     def loss():
         pool = 0.7 * (2.0 * torch.randint(2, (1, 1024, 1)) - 1) + 0.25 * torch.randn(1, 1024, 1)
         best = top_k_actions(pool, pool[..., 0], 256)
-        generated = actor(state(256), torch.randn(256, 1))
-        return drift_loss(generated[None], best, temperatures=(0.1, 0.5, 2.0))[0].mean()
+        return drift_loss(actor(state(256), torch.randn(256, 1))[None], best, temperatures=(0.1, 0.5, 2.0))[0].mean()
     train(actor, loss, steps)
-    with torch.no_grad():
-        samples = actor(state(20_000), torch.randn(20_000, 1))[:, 0]
+    samples = actor(state(20_000), torch.randn(20_000, 1))[:, 0]
     a = torch.linspace(-2, 2, 801)
     old = sum(torch.exp(-((a - m) ** 2) / (2 * 0.25**2)) for m in (-0.7, 0.7)) / (2 * 0.25 * (2 * torch.pi) ** 0.5)
-    tilted = old * (a / kl_temp).exp()                                          # pi+ of Eq. 11
+    tilted = old * (a / 0.5).exp()                                              # pi+ of Eq. 11
     tilted /= torch.trapezoid(tilted, a)
     quarter = torch.cumsum(old.flip(0), 0).flip(0) * (a[1] - a[0]) <= 0.25      # at most so much of pi_old is better
-    ax.plot(a, old, color="0.5", label=r"$\pi_{old}$")
-    ax.plot(a, tilted, color=GREEN, label=rf"$\pi^+ \propto \pi_{{old}}\,e^{{Q/\alpha}}$, $\alpha$ = {kl_temp}")
-    ax.plot(a, quarter * old / 0.25, color=ORANGE, label=r"$\pi_{old}$ on its best quarter (Eq. 17)")
-    ax.hist(samples.tolist(), torch.linspace(-2, 2, 90).tolist(), density=True, color=BLUE, alpha=0.35,
-            label=r"$\pi_\theta$ trained by L_topK")
-    ax.set(xlabel="action; Q(a) = a", title="policy improvement: K/N = 1/4")
-    ax.legend(fontsize=8, loc="upper left")
+    right.plot(a, old, color="0.5", label=r"$\pi_{old}$")
+    right.plot(a, tilted, color=GREEN, label=r"$\pi^+ \propto \pi_{old}\,e^{Q/\alpha}$, $\alpha$ = 0.5")
+    right.plot(a, quarter * old / 0.25, color=ORANGE, label=r"$\pi_{old}$ on its best quarter (Eq. 17)")
+    right.hist(samples.tolist(), torch.linspace(-2, 2, 90).tolist(), density=True, color=BLUE, alpha=0.35,
+               label=r"$\pi_\theta$ trained by L_topK")
+    right.set(xlabel="action; Q(a) = a", title="policy improvement: K/N = 1/4")
+    right.legend(fontsize=8, loc="upper left")
+    save(figure, "topk.png")

@@ -1,7 +1,4 @@
-"""Episodes of a policy as a GIF or MP4: the camera's picture, the step, and Q of the chunk that is being executed.
-
-    python evaluate.py RUN --film out.gif
-"""
+"""Episodes of a policy as a GIF or MP4, with Q of the chunk being executed: python evaluate.py RUN --film out.gif"""
 import os
 import subprocess
 import sys
@@ -17,9 +14,7 @@ import envs
 from config import UserError
 
 SIZE, PANEL = 256, 56       # pixels: the camera's picture, and the curve of Q below it
-EVERY = 2                   # steps a frame; a step is 1/20 s
-FPS = 20                    # twice as fast as it happens
-HOLD = 15                   # frames that an episode's last one stays
+FPS, HOLD = 20, 15          # twice as fast as it happens; frames that an episode's last one stays
 
 
 def choose_renderer() -> None:
@@ -52,7 +47,7 @@ def record(policy, env, episode: int, best_of: int | None = None) -> dict:
         with torch.no_grad():
             q = policy.critic.value(torch.as_tensor(obs[None]).to(chunk), chunk.flatten(1)).item()
         for action in chunk[0].cpu().numpy():
-            if step % EVERY == 0:
+            if step % 2 == 0:
                 shots.append((env.render(), step, q))
             obs, _, terminated, truncated, info = env.step(action)
             step, over = step + 1, terminated or truncated

@@ -20,7 +20,6 @@ def flow() -> None:
     train(many, lambda: flow_loss(velocity, data(256), torch.randn(256, 2), torch.rand(256, 1)))
     once, loss = drift_towards(data, (0.05, 0.5), batch=128)
     train(once, loss)
-
     noise, target = torch.randn(300, 2), data(600)
     with torch.no_grad():
         panels = {f"flow, steps: {n}": euler(velocity, noise, n) for n in (1, 2, 5, 10)}
@@ -49,14 +48,12 @@ def meanflow() -> None:
         mf, ivc = mean_flow(u, data(256), torch.randn(256, 1), *two_times(torch.randn(256, 2), -0.4, 1.0))
         return (mf + ivc).mean()
     train(actor, loss, 2000)
-
     noise, one, steps = torch.randn(2000, 1), torch.ones(2000, 1), 50
     with torch.no_grad():
         path = [noise]                                       # many small steps along the velocity u(z, t, t)
         for i in range(steps, 0, -1):
             path.append(path[-1] - u(path[-1], one * i / steps, one * i / steps) / steps)
         instant, mean = (noise - u(noise, r * one, one) for r in (1, 0))
-
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained", sharey=True)
     left.plot(torch.linspace(1, 0, steps + 1), torch.stack(path)[:, :60, 0], color=GREY, lw=0.6)
     left.set(xlim=(1, 0), ylim=(-2.2, 2.2), xlabel="time t: noise (1) to data (0)", ylabel="z",

@@ -3,11 +3,8 @@
     python -m tools.report runs/lift runs/square --out results/quick        every run below these folders
     python -m tools.report results/quick/runs.csv --out results/quick       the same, drawn again without the runs
 
-Writes into --out:
-    runs.csv        every evaluation of every run; enough to make all the others (results.py)
-    table.md        a line for each task, method, setting, data and budget, each seed's number in it
-    curves.png      Figure 1's layout, the paper's curves dashed (curves.py)
-    report.md, tables.csv, aggregate.csv        the paper's tables' layouts, and an aggregate over tasks (tables.py)
+Writes runs.csv, from which the rest can be made again (results.py); table.md, a line for each kind of run; curves.png
+(curves.py); report.md, tables.csv and aggregate.csv (tables.py).
 """
 from pathlib import Path
 
@@ -36,16 +33,15 @@ def shown(values) -> str:
 
 
 def main(words=None) -> None:
-    """words: of the command line, if not the process's own."""
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", help="run folders, folders that hold some, runs.csv files written before")
     parser.add_argument("--out", default="results", help="folder to write to")
     args = parser.parse_args(words)
-    rows = results.collect(args.runs)
+    rows, out = results.collect(args.runs), Path(args.out)
     if not rows:
         raise UserError(f"no evaluated runs in {' '.join(args.runs)}: train_online.py makes some")
-    found, out = results.groups(rows), Path(args.out)
-    cells, unfinished = tables.cells(found), results.unfinished(found)
+    found = results.groups(rows)
+    cells = tables.cells(found)
     aggregates = tables.aggregate(cells)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(table(found))
@@ -54,7 +50,7 @@ def main(words=None) -> None:
     results.write_csv(out / "runs.csv", rows, results.COLUMNS)
     results.write_csv(out / "tables.csv", cells, tables.COLUMNS)
     results.write_csv(out / "aggregate.csv", aggregates, tables.AGGREGATE_COLUMNS)
-    print(table(found), *(f"unfinished: {line}" for line in unfinished), sep="\n")
+    print(table(found), *(f"unfinished: {line}" for line in results.unfinished(found)), sep="\n")
 
 
 if __name__ == "__main__":

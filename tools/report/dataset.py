@@ -1,7 +1,6 @@
 """What a data set holds, in words, and whether it fits the simulator installed here: python data.py --task T --check.
 
-A set recorded with another version of a simulator, or with other gains, is a common reason for "it does not learn": the
-actions no longer do what they did. So they are played again from a recorded state, to see where they lead now.
+A set recorded with another simulator or other gains teaches nothing: its actions no longer do what they did.
 """
 import json
 from pathlib import Path
@@ -17,7 +16,7 @@ SAME = 0.05              # OGBench: most that two observations of one state may 
 
 
 def description(config: Config, dataset: dict, source: dict) -> str:
-    """The lines that `python data.py` prints; arguments as data.load has them."""
+    """What `python data.py` prints; arguments as data.load has them."""
     lengths, actions = columns(dataset)
     return "\n".join((
         f"{config.task}: {source['kind']} data{', ' if source['why'] else ''}{source['why']}",
@@ -55,25 +54,19 @@ def replay(task: envs.Task, source: dict, episodes: int) -> None:
         raise UserError(f"{source['path']} does not fit the simulator that is installed here")
 
 
-def model_of(demo) -> str:
-    """The XML of a demonstration's model. Stand-ins keep only the lines in which it differs from the first one's."""
-    if "model_file" in demo.attrs:
-        return demo.attrs["model_file"]
-    lines = demo.parent.attrs["model_file"].split("\n")
-    for number, line in json.loads(demo.attrs["model_lines"]).items():
-        lines[int(number)] = line
-    return "\n".join(lines)
-
-
 def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
-    """Plays recorded actions open loop from the first recorded state -> (enough succeed, text)."""
+    """Plays actions open loop from the first recorded state -> (enough succeed, text)."""
     import h5py
     env, succeeded = envs.make_robosuite(task), []
     env.reset()
     with h5py.File(path, "r") as file:
         for name in spaced(np.array(files.in_order(file["data"])), episodes):
             demo = file["data"][name]
-            env.reset_from_xml_string(env.edit_model_xml(model_of(demo)))        # lift's cube: each time another
+            attrs = demo.attrs if "model_file" in demo.attrs else file["data"].attrs
+            model = attrs["model_file"].split("\n")
+            for number, line in json.loads(demo.attrs.get("model_lines", "{}")).items():     # stand-ins: what differs
+                model[int(number)] = line
+            env.reset_from_xml_string(env.edit_model_xml("\n".join(model)))      # lift's cube: each time another
             env.sim.reset()
             env.sim.set_state_from_flattened(demo["states"][0])
             env.sim.forward()
@@ -86,12 +79,11 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, 
             succeeded.append(bool(env._check_success()))
         recorded = json.loads(file["data"].attrs["env_args"])
     env.close()
-    theirs, ours = dict(recorded["env_kwargs"], robosuite=recorded.get("env_version")), envs.robosuite_args(task)
-    ours = {name: ours[name] for name in ("controller_configs", "control_freq")}             # what moves the arm
-    different = differences(theirs, ours | {"robosuite": envs.import_robosuite().__version__})
-    share = np.mean(succeeded)
-    return share >= ENOUGH, "\n".join((
-        f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%})", *different))
+    theirs, args = dict(recorded["env_kwargs"], robosuite=recorded.get("env_version")), envs.robosuite_args(task)
+    ours = {name: args[name] for name in ("controller_configs", "control_freq")}             # what moves the arm
+    ours["robosuite"], share = envs.import_robosuite().__version__, np.mean(succeeded)
+    text = f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%})"
+    return share >= ENOUGH, "\n".join([text, *differences(theirs, ours)])
 
 
 def differences(theirs, ours, name: str = "") -> list[str]:
@@ -102,9 +94,8 @@ def differences(theirs, ours, name: str = "") -> list[str]:
 
 
 def replay_ogbench(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
-    """Puts the simulator into 50 recorded states an episode, compares what is observed there, and where one action
-    leads -> (they agree, text). The hand's place was observed one physics step late in some environments, hence a
-    tolerance."""
+    """Compares what is observed in 50 recorded states an episode, and where one action leads -> (they agree, text).
+    SAME tolerates that some environments observed the hand's place one physics step late."""
     import mujoco
     env = envs.make(task)
     env.reset(seed=0)

@@ -1,8 +1,5 @@
-"""What runs have reached, from their folders or from a runs.csv, put together by what they share.
-
-Only seeds are averaged: two runs belong together when task, method, data (by checksum), every knob and both step counts
-agree. A stage counts from the evaluation at its very end: a run that was stopped never passes for a finished one.
-"""
+"""What runs have reached, from their folders or from a runs.csv. Only seeds are averaged, and a stage counts from the
+evaluation at its very end: a run that was stopped never passes for a finished one."""
 import collections
 import csv
 import dataclasses
@@ -73,7 +70,7 @@ def given(departed: str) -> dict[str, str]:
 
 
 def collect(names) -> list[dict]:
-    """Every evaluation in these runs.csv files, and of every run below these folders: eval.csv's and evaluate.csv's."""
+    """Every evaluation in these runs.csv files, and of every run below these folders: rows of runs.csv."""
     rows = [row for name in names if str(name).endswith(".csv") for row in read_csv(name)]
     for folder in sorted({path.resolve().parent for above in names for path in Path(above).rglob("config.json")}):
         c, record = run.read_config(folder)
@@ -84,18 +81,14 @@ def collect(names) -> list[dict]:
         if trained := read_rows(folder / "eval.csv"):
             rows += [about | row for row in trained + read_rows(folder / "evaluate.csv")]
     try:
-        return [evaluation(row) for row in rows]
+        for row in rows:                                         # whose setting is named from the preset as it is today
+            usual = preset(row["task"], row["method"], row["setting"])
+            knobs = knob_texts(preset(row["task"], row["method"], "paper")) | given(row["knobs"])
+            row["setting"] = ",".join([usual.preset, *departures(knobs, usual)])
+        return [{name: NUMBERS.get(name, str)(row[name]) for name in COLUMNS} for row in rows]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"a row of {' '.join(map(str, names))} is no evaluation: a report is made from run folders, "
                         "or from a runs.csv that it wrote before") from None
-
-
-def evaluation(row: dict) -> dict:
-    """A row of runs.csv, with numbers in place of text, and its setting named from the preset as it is today."""
-    usual = preset(row["task"], row["method"], row["setting"])
-    knobs = knob_texts(preset(row["task"], row["method"], "paper")) | given(row["knobs"])
-    row = row | dict(setting=",".join([usual.preset, *departures(knobs, usual)]))
-    return {name: NUMBERS.get(name, str)(row[name]) for name in COLUMNS}
 
 
 def read_csv(path: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""One run's curve: its eval.csv as a picture."""
+"""One run's curve: its eval.csv as a picture, stage 1 on grey and stage 2 on white."""
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -8,7 +8,6 @@ from tools.training.files import read_rows
 
 
 def draw_curve(folder: Path, path: Path) -> None:
-    """Success over steps, stage 1 on grey and stage 2 on white, from a run's folder into the picture `path`."""
     config, record = read_config(folder)
     rows = read_rows(Path(folder) / "eval.csv")
     figure = Figure(figsize=(5, 3.2), layout="constrained")

@@ -1,11 +1,6 @@
 """The layouts of the paper's Tables 1, 2, 3, 4 and 7, from runs, the paper's numbers below ours, and an aggregate.
 
-A cell is a group of runs that agree in all but the seed (results.Key): no number mixes data sets, budgets or settings.
-Columns are tasks, and suites where the paper averages over them. Rows are methods, or values of lambda (Table 3) and K
-(Table 4) of method dfp. Table 7 is pure offline RL, at the end of stage 1.
-
-The aggregate is rliable's (Agarwal et al., arXiv 2108.13264): the interquartile mean over all seeds and tasks, with
-95 % intervals from a bootstrap stratified by task: seeds are drawn again within each task, tasks never.
+A cell is a group of runs that agree in all but the seed. The aggregate is rliable's (Agarwal et al., arXiv 2108.13264).
 """
 import collections
 import functools
@@ -16,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 import config
-from tools.report.curves import short
+from tools.report.curves import paper_curves, short
 from tools.report.results import PAPER, given, grouped, knob_texts, preset, read_csv, stages
 
 TITLES = {1: "methods", 2: "with and without L_topK", 3: "weight λ of L_topK", 4: "K of N = 16 candidates",
@@ -47,10 +42,8 @@ the fewest has. Two tasks at least that some method of a block has finished make
 
 @functools.cache
 def paper() -> dict[int, dict[tuple, tuple]]:
-    """{table: {(row, column): (end of stage 1, mean, std), each None where the paper prints none}}, in its order.
-    Table 1's offline ends are Figure 1's."""
-    offline = {(row["method"].lower(), row["task"]): float(row["success_percent"])
-               for row in read_csv(PAPER / "curves.csv") if row["step"] == "1000000"}
+    """{table: {(row, column): (end of stage 1, mean, std), each None where the paper prints none}}, in its order."""
+    offline = {(method, task): dict(points)[1] for (task, method), points in paper_curves().items()}
     reported = collections.defaultdict(dict)
     for row in read_csv(PAPER / "tables.csv"):
         place = row["row"], row["column"]
@@ -60,7 +53,7 @@ def paper() -> dict[int, dict[tuple, tuple]]:
 
 
 def places(found):
-    """(table, row, block, group) for every place that a group of results.groups takes."""
+    """(table, row, block, key) for every place that a group of results.groups takes."""
     online = [key for key in found if not key.setting.startswith("offline-rl")]
     for key in found:
         if key not in online:
@@ -82,14 +75,13 @@ def places(found):
 
 
 def cells(found) -> list[dict]:
-    """Every cell that the groups fill, beside the paper's numbers: COLUMNS by name, and each seed's success."""
+    """COLUMNS by name of every cell that the groups fill, and each seed's success."""
     rows = []
     for table, name, block, key in sorted(places(found), key=lambda place: place[0]):            # stable
         offline, online = stages(key, found[key])
         if offline or online:
-            theirs = paper()[table].get((name, key.task), (None, None, None))
             values = (table, block, name, key.task, key.data, key.setting, key.offline, key.online,
-                      *spread(offline), *spread(online), *theirs)
+                      *spread(offline), *spread(online), *paper()[table].get((name, key.task), (None, None, None)))
             rows.append(dict(zip(COLUMNS, values), successes=online))
     return rows
 
@@ -104,8 +96,9 @@ def aggregate(rows: list[dict]) -> list[dict]:
     """For each set of two tasks or more that some method has finished in a block: every method that has them all."""
     aggregates, finished = [], [row for row in rows if row["table"] == 1 and row["successes"]]
     for (block,), of_block in grouped(finished, "block").items():
-        methods = {method: {row["column"]: row for row in of_method}
-                   for (method,), of_method in grouped(of_block, "row").items()}
+        methods = collections.defaultdict(dict)
+        for row in of_block:
+            methods[row["row"]][row["column"]] = row
         sets = sorted(dict.fromkeys(map(tuple, methods.values())), key=len, reverse=True)
         for tasks, (method, by_task) in itertools.product(sets, methods.items()):
             if len(tasks) > 1 and set(tasks) <= set(by_task):
@@ -117,39 +110,26 @@ def aggregate(rows: list[dict]) -> list[dict]:
     return aggregates
 
 
+iqm = functools.partial(stats.trim_mean, proportiontocut=0.25, axis=-1)          # rounded down, at each end
+
+
 def over_tasks(successes: list[list]) -> dict:
-    """One method's aggregates over its seeds' successes in each task. Seeds may be missing: each task counts with as
-    many as the one with the fewest has, its first, or it would count more."""
+    """One method's aggregates over its seeds' successes in each task, as OVER_TASKS has them."""
     row = dict(seeds=min(map(len, successes)))
     scores = [of_task[: row["seeds"]] for of_task in successes]
     for name, center in (("iqm", iqm), ("mean", np.mean)):
-        low, high = bootstrap(scores, center) if row["seeds"] > 1 else ("", "")              # one seed: no interval
+        low = high = ""                                                                      # one seed: no interval
+        if row["seeds"] > 1:
+            low, high = stats.bootstrap(scores, lambda *tasks, axis: center(np.concatenate(tasks, axis), axis=axis),
+                                        n_resamples=10_000, method="percentile", rng=0).confidence_interval
         row |= {name: center(np.ravel(scores)), f"{name}_low": low, f"{name}_high": high}
     return row
 
 
-def iqm(scores, axis=-1):
-    """Interquartile mean: a quarter of all scores, rounded down, is cut at each end."""
-    return stats.trim_mean(scores, 0.25, axis)
-
-
-def bootstrap(scores: list[list], center) -> tuple[float, float]:
-    """95 % for the center of all scores [tasks][seeds], when each task's seeds are drawn again for itself."""
-    return stats.bootstrap(scores, lambda *tasks, axis: center(np.concatenate(tasks, axis), axis=axis),
-                           n_resamples=10_000, method="percentile", rng=0).confidence_interval
-
-
-# ------------------------------------------------------------------------------------------------------- report.md
 def shown(mean, std=None, seeds=None) -> str:
     if mean is None:
         return "–"
     return f"{mean:.1f}" + (f" ± {std:.1f}" if std is not None else "") + (f" ({seeds})" if seeds else "")
-
-
-def shown_cell(row: dict) -> str:
-    offline, online = (shown(*(row[f"{stage}_{name}"] for name in ("mean", "std", "seeds")))
-                       for stage in ("offline", "online"))
-    return f"{offline} → {online}<br>{short(row['offline_steps'])} + {short(row['online_steps'])}"
 
 
 def shown_interval(row: dict, name: str) -> str:
@@ -159,7 +139,12 @@ def shown_interval(row: dict, name: str) -> str:
 
 def pivot(table: int, block: list[dict]) -> list[str]:
     """Rows by columns, each row ours and then the paper's; of Table 1 only the tasks that have runs."""
-    here = {(row["row"], row["column"]): shown_cell(row) for row in block}
+    here = {}
+    for row in block:
+        offline, online = (shown(*(row[f"{stage}_{name}"] for name in ("mean", "std", "seeds")))
+                           for stage in ("offline", "online"))
+        steps = f"{short(row['offline_steps'])} + {short(row['online_steps'])}"
+        here[row["row"], row["column"]] = f"{offline} → {online}<br>{steps}"
     theirs = {place: f"{shown(offline)} → {shown(mean, std)}" for place, (offline, mean, std) in paper()[table].items()}
     columns = list(dict.fromkeys(column for _, column in (here if table == 1 else here | theirs)))
     lines = [f"| {KNOBS.get(table, 'method')} | | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]

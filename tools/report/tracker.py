@@ -5,7 +5,7 @@ from config import UserError
 
 
 def make_tracker(kind: str, folder: Path):
-    """A function (values by name, step), or None for "csv". The packages are imported only when asked for."""
+    """A function (values by name, step), or None for "csv"."""
     try:
         if kind == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter

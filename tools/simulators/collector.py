@@ -1,17 +1,12 @@
 """The environment that the policy acts in while it learns: lines 1-2 of Algorithm 1, without a wait.
 
-    with Collector("lift", run_seed) as world:
-        if not world.playing:
-            world.play(act(world.obs[None])[0])   # a whole chunk, executed open loop
-        buffer.add(*world.outcome())              # one environment step of it
-
-The simulator has a process of its own. It plays the whole chunk while the update runs, and begins the next episode by
-itself. The loop waits only where a new chunk begins, because the policy after the newest update chooses that one. So
-every number is the same as if the two took turns.
+The simulator has a process of its own. It plays a whole chunk while updates run. The loop waits only where a new chunk
+begins, because the policy after the newest update chooses that one: every number is as if the two took turns.
 
 Exact resume, and the replacement of a simulator that died or hung, are one thing: an episode's seed and the actions
 that were played lead a fresh simulator to the same state.
 """
+import contextlib
 from functools import partial
 
 import torch
@@ -25,7 +20,7 @@ from tools.simulators.process import SimulatorLost, Simulators
 MOST_LOST = 5          # simulators in one run; then something is wrong with the machine
 
 
-class Collector:
+class Collector(contextlib.AbstractContextManager):
     """run_seed: the run's, from which every episode gets its own. state: what state_dict() gave, to go on there."""
 
     def __init__(self, task: str | envs.Task, run_seed: int, state: dict | None = None):
@@ -57,9 +52,9 @@ class Collector:
             self.simulator.send(0, "play", chunk.cpu().numpy())
 
     def outcome(self) -> tuple | None:
-        """What the chunk's next action led to: (obs, action, reward, terminated, truncated, next_obs). What is left of
-        a chunk dies with its episode. None: the simulator was lost and another one did not come back to the same
-        state, so the episode ends where it was, and a new one has begun. UserError when simulators keep failing."""
+        """What the chunk's next action led to: (obs, action, reward, terminated, truncated, next_obs). A chunk ends
+        with its episode. None: the simulator was lost, another one did not come to the same state, and a new episode
+        has begun. UserError when simulators keep failing."""
         answer = self.receive()
         if answer is None:
             return None
@@ -121,9 +116,6 @@ class Collector:
         if self.simulator is not None:
             self.simulator.close()
             self.simulator = None
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *_):
         self.close()

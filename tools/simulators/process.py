@@ -1,13 +1,11 @@
-"""Environments in processes of their own, which may die, hang or raise: every such failure is met in one place.
-
-    simulators = Simulators(make, 2);  simulators.send(0, "reset", seed);  obs, info = simulators.receive(0)
-"""
+"""Environments in processes of their own, which may die, hang or raise: every such failure is met in one place."""
 import contextlib
 import multiprocessing
 import os
 import signal
 import threading
 from multiprocessing import resource_tracker
+from unittest import mock
 
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
@@ -16,21 +14,15 @@ from config import UserError
 
 
 def behave_as_worker() -> None:
-    """In worker processes: Ctrl-C reaches the whole process group, but only the main process answers it; and where
-    that one is killed, the worker ends too, also in the middle of a step that hangs."""
+    """In worker processes: only the main process answers Ctrl-C, which reaches all of them; and where that one is
+    killed, the worker ends too, also in the middle of a step that hangs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-@contextlib.contextmanager
 def single_threaded_children():
     """Processes started within inherit OMP_NUM_THREADS=1: one simulator needs one core, not all of them."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+    return mock.patch.dict(os.environ, OMP_NUM_THREADS="1")
 
 
 class SimulatorLost(Exception):
@@ -41,11 +33,8 @@ PATIENCE = 300              # seconds until a simulator counts as hung; it may b
 
 
 class Simulators:
-    """`count` environments, make() each, in processes of their own. They are spawned: safe beside torch's threads.
-
-    send() neither waits nor fails: whatever goes wrong in a process, its start included, is met in receive().
-    SimulatorLost where none can be started. (gymnasium's AsyncVectorEnv waits without end for processes that start.)
-    """
+    """`count` environments, make() each. They are spawned: safe beside torch's threads. SimulatorLost where none can be
+    started. gymnasium's AsyncVectorEnv would wait without end for a process that does not start."""
 
     def __init__(self, make, count: int):
         context = multiprocessing.get_context("spawn")
@@ -69,17 +58,17 @@ class Simulators:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
     def send(self, i: int, call: str, argument) -> None:
-        """Asks environment i to "reset" with a seed, to "step" with an action, or to "play" a chunk of actions: an
-        answer for each, until the episode ends. UserError for an action that is not finite: simulators make anything
-        of it."""
+        """Asks environment i to "reset" with a seed, "step" with an action, or "play" a chunk: an answer for each step,
+        until the episode ends. Neither waits nor fails: what goes wrong in a process is met in receive(). UserError for
+        an action that is not finite, of which simulators make anything."""
         if not np.isfinite(argument).all():
             raise UserError("an action of the policy is not finite")
         with contextlib.suppress(OSError):       # its process is gone, as receive() will find
             self.pipes[i].send((call, argument))
 
     def receive(self, i: int) -> tuple:
-        """The next answer of environment i: what its reset() or step() returned. SimulatorLost where none comes;
-        UserError for an observation or reward that is not finite."""
+        """What environment i's reset() or step() returned. SimulatorLost where no answer comes; UserError for numbers
+        that are not finite."""
         try:
             if not self.pipes[i].poll(PATIENCE):
                 raise SimulatorLost(f"no answer in {PATIENCE} seconds")

@@ -2,8 +2,6 @@
 
     update = fast_update(algo, buffer)       update(starts) = algo.update(buffer.chunks(starts))
     act = fast_act(algo)                     act(obs, generator) = algo.act(obs, generator)
-
-What is computed stands in dfp.py: a compiled update is DFP.update with its two losses compiled.
 """
 import functools
 
@@ -18,8 +16,8 @@ def set_precision(config) -> None:
 
 
 def bf16_pays(device: torch.device) -> bool:
-    """Whether this hardware is faster in bf16. A CPU that only emulates it takes six times as long as in fp32, an Intel
-    that has its vector instructions but not AMX twice as long."""
+    """Whether bf16 is faster here. Emulated on a CPU it takes six times as long as fp32, on an Intel with its vector
+    instructions but without AMX twice as long."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()
@@ -50,8 +48,7 @@ def compiled(function):
 
 
 class CompiledUpdate:
-    """DFP.update with its two losses compiled. Two functions and not one: the losses share no parameter, and a GPU
-    takes them side by side."""
+    """DFP.update with its two losses compiled: two functions, which a GPU takes side by side."""
 
     def __init__(self, algo):
         self.algorithms, self.config, self.device = [algo], algo.config, algo.device

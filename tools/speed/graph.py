@@ -1,11 +1,9 @@
-"""A whole update as one CUDA graph. On a GPU networks of 4 x 512 are so small that launching their kernels one by one
-from Python takes several times as long as running them. A graph of them all, from the rows of the batch to the step of
-Adam, is launched once, and holds the critic's kernels beside the actor's: neither trains what the other does.
+"""A whole update as one CUDA graph. Networks of 4 x 512 are so small that launching their kernels one by one takes
+several times as long as running them. A graph of all is launched once, with the critic's kernels beside the actor's.
 
-The first updates run as they are written, which also compiles them. Then one is captured, and replayed from there on,
-with the starts copied into the captured tensor and the generators advanced as by the update itself. It is captured
-anew when the update changes, as stage 2 begins. What it returns is overwritten by the next. The starts are drawn
-outside, as there is one more row to draw from with every step. Data that are not on the GPU are looked up outside too.
+The first updates run as they are written, which also compiles them. Then one is captured, and replayed from there on
+with the starts copied into the captured tensor, and captured anew when the update changes, as stage 2 begins. The
+starts are drawn outside, as every step adds a row to draw from. What an update returns, the next one overwrites.
 """
 import torch
 from torch.utils import _pytree as pytree

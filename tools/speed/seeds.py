@@ -1,12 +1,8 @@
 """Several seeds in one process: independent runs, updated as one.        python train_online.py --task square --seeds 5
 
-A network of 4 x 512 does not fill a large GPU. Here the parameters of S algorithms, which differ by their seed alone,
-lie in one tensor each ([S, ...]), and one vmap of DFP's two losses serves all. The algorithms stay what they are, each
-with its own noise, batches and state: their parameters, and Adam's moments, are views into those tensors, so that
-acting, saving and evaluating see nothing of it. Losses equal a single run's up to the order in which floats are added,
-or, where candidates pass in bf16, up to its rounding.
-
-    together = Together([DFP(...), DFP(...)]);  infos = together.update([batch, batch])
+A network of 4 x 512 does not fill a large GPU. Here each parameter of S algorithms lies in one tensor, [S, ...], and
+one vmap of DFP's two losses serves all. The algorithms' own parameters, and Adam's moments, are views into those
+tensors: acting, saving and evaluating see nothing of it. Losses equal a single run's up to rounding.
 """
 import contextlib
 import dataclasses
@@ -41,7 +37,7 @@ class Loss(nn.Module):
 
 
 class Stack(nn.Module):
-    """One network of all algorithms: parameters [S, ...], of which the networks' own become views."""
+    """One network of all algorithms, with parameters [S, ...]."""
 
     def __init__(self, networks):
         super().__init__()
@@ -54,7 +50,7 @@ class Stack(nn.Module):
 
 
 class Together:
-    """Algorithms of one kind and one configuration (but for the seed), which have made equally many updates."""
+    """Algorithms that differ by their seed alone and have made equally many updates."""
     gradient_step = DFP.gradient_step                # a stack has the names of what it stacks
 
     def __init__(self, algorithms):
@@ -79,11 +75,9 @@ class Together:
         return compiled(of_all) if self.config.compile else of_all
 
     def share_moments(self) -> None:
-        """Adam's moments of each algorithm, stacked; each keeps a view, for its state_dict()."""
+        """Adam's moments, stacked; each algorithm keeps a view, for its state_dict()."""
         own = [[a.optimizer.state[p] for p in a.optimizer.param_groups[0]["params"]] for a in self.algorithms]
         for weight, states in zip(self.optimizer.param_groups[0]["params"], zip(*own)):
-            if len({float(s.get("step", 0.0)) for s in states}) > 1:
-                raise ValueError("algorithms that have made different numbers of updates cannot be stacked")
             shared = {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight),
                       "exp_avg_sq": torch.zeros_like(weight)}
             if states[0]:
@@ -141,8 +135,7 @@ class Stages:
 
     def end_step(self, infos: list | None = None) -> None:
         for stage, info in zip(self.stages, infos or [None] * len(self.stages)):
-            stage.record(info)
-        self.stages[0].stop.obey()
+            stage.end_step(info)
 
     def __exit__(self, *error) -> None:
         with contextlib.ExitStack() as each:                     # whatever the first raises, the others save too
@@ -184,8 +177,7 @@ def collect(run: Run, act, world: Collector) -> bool:
 
 
 def in_lock_step(runs: list[Run], name: str, last: int) -> None:
-    """loop(), after those that lag behind have caught up: killed runs may stand at different steps. Those that are
-    complete go by themselves."""
+    """loop(), after those that lag behind have caught up: killed runs may stand at different steps."""
     for group in ([run for run in runs if run.step == last], [run for run in runs if run.step < last]):
         farthest = max((run.step for run in group), default=0)
         for run in group:

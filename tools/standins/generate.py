@@ -1,12 +1,8 @@
 """Stand-in data made in the simulators, for machines that cannot download the official sets.
 
-    Robomimic   demonstrations by six uneven scripted operators (operators.py), as robomimic-format HDF5
-    OGBench     play data from ogbench's own plan oracles (play.py), as official npz, beyond 1M transitions in several
-                files; for cubes optionally mixed with noisy episodes aimed at the task's goal
-
-One attempt = one episode from one seed, in one of several processes. Every finished attempt is a small file in
-<name>.parts/, so an interruption costs at most one episode per process. The set is assembled from the attempts in the
-order of their seeds, whichever process made them, so the same name holds the same data.
+Robomimic's are demonstrations (operators.py), OGBench's play (play.py), in the official formats. One attempt is one
+episode from one seed, and a small file in <name>.parts/, so an interruption costs little. A set takes the attempts in
+the order of their seeds, whichever process made them: the same name holds the same data.
 """
 import contextlib
 import functools
@@ -36,8 +32,7 @@ SEEDS = 100_000      # numbers of attempts set aside for each file: more than it
 
 
 def generate(task: envs.Task, size: int, folder: Path, goal_share=0.0, workers=2, shard=SHARD) -> list[Path]:
-    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files, whose names
-    say what made them. UserError."""
+    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files. UserError."""
     robomimic, folder = task.suite == "robomimic", Path(folder)
     if goal_share and not robomimic and not task.source.startswith("cube"):
         raise UserError("--goal-share: episodes are aimed at a goal for cubes only")
@@ -76,7 +71,6 @@ def _make(path: Path, kinds: list, write, workers: int, **origin) -> None:
     shutil.rmtree(parts, ignore_errors=True)               # also of a process that was killed while it tidied up
 
 
-# ------------------------------------------------------------------------------------ one attempt, in a worker process
 _robosuite = functools.lru_cache(maxsize=1)(envs.make_robosuite)
 
 
@@ -119,13 +113,10 @@ def _read_part(path: Path) -> dict:
         return {key: part[key] for key in part.files}
 
 
-# ------------------------------------------------------------------------------------------------------- all attempts
 def _attempts(make, parts: Path, kind: str, wanted: int, workers: int, first: int):
-    """Attempts from number `first` on that make up `wanted` -> (files of the successful ones, how many were tried).
-    They count strictly in order, because a set must not depend on who was faster."""
+    """Attempts from number `first` on, strictly in order -> (files of the successful ones, how many were tried)."""
     def file(index):
         return parts / f"{kind}-{index:06d}.npz"
-
     chosen, total, submitted = [], 0, {}
     with tqdm(total=wanted, desc=f"generating {parts.stem}, {kind}", unit="") as bar, _processes(workers) as pool:
         for index in itertools.count(first):
@@ -134,24 +125,22 @@ def _attempts(make, parts: Path, kind: str, wanted: int, workers: int, first: in
                     if ahead not in submitted and not file(ahead).exists():
                         submitted[ahead] = pool.submit(_attempt, make, file(ahead), ahead)
                 submitted[index].result()
-            episode = _read_part(file(index))
-            if episode:
+            if episode := _read_part(file(index)):
                 chosen.append(file(index))
                 # A size counts demonstrations, or transitions: the last row only says where the one before it led.
                 count = len(episode["terminals"]) - 1 if "terminals" in episode else 1
                 bar.update(min(count, wanted - total))
                 total += count
-            tried = index - first + 1
             if total >= wanted:
-                return chosen, tried
-            if tried >= 100 and not chosen:
+                return chosen, index - first + 1
+            if index - first >= 99 and not chosen:
                 raise UserError(f"100 attempts at {parts.stem} and no success: the simulator's version does not fit "
                                 "(requirements.txt has the versions that work)")
 
 
 @contextlib.contextmanager
 def _processes(workers: int):
-    """A pool of processes, which at its end drops what none has begun. UserError where one dies."""
+    """A pool, which at its end drops what no process has begun. UserError where one dies."""
     context = multiprocessing.get_context("spawn")         # safe on macOS and beside torch's threads
     pool = ProcessPoolExecutor(workers, context, initializer=process.behave_as_worker)
     with process.single_threaded_children():               # they start when work is submitted, so it spans all of it
@@ -172,8 +161,8 @@ def _assemble(path: Path, write, **origin) -> None:
 
 
 def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
-    """robomimic's HDF5 format, v1.5, in float32, compressed, without what follows from the rest: no next_obs, of an
-    episode's simulator states the first, of its model the lines in which it differs from the first episode's."""
+    """robomimic's HDF5 v1.5, in float32, without what follows from the rest: no next_obs, of an episode's states the
+    first, of its model the lines in which it differs from the first episode's."""
     import h5py
     env_args = dict(env_name=task.source, env_version=envs.import_robosuite().__version__, type=1,
                     env_kwargs=envs.robosuite_args(task.name))
@@ -189,17 +178,17 @@ def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
             group["states"] = episode.pop("states")
             for key, value in episode.items():
                 group.create_dataset(key, data=value, chunks=value.shape, shuffle=True, compression=9)
-            held_out = i % 11 == 10                        # 11 and 6 share no factor: every operator gets its turn
-            for mask in ("valid" if held_out else "train", operator):
+            for mask in ("valid" if i % 11 == 10 else "train", operator):  # 11 and 6 share no factor: all get a turn
                 masks.setdefault(mask, []).append(f"demo_{i}")
             total += steps
         data.attrs.update(total=total, env_args=json.dumps(env_args), model_file=first)
+        group = file.create_group("mask")                  # made without a word, it would hold the time
         for mask, names in masks.items():
-            file[f"mask/{mask}"] = np.array(names, dtype="S")
+            group[mask] = np.array(names, dtype="S")
 
 
 def write_ogbench(path: Path, episodes) -> None:
-    """OGBench's npz format: rows of all episodes one after the other, terminals true at each episode's last row."""
+    """OGBench's npz format: rows of all episodes, terminals true at each one's last row."""
     episodes = list(episodes)
     with open(path, "wb") as file:
         np.savez_compressed(file, **{key: np.concatenate([e[key] for e in episodes]) for key in episodes[0]})

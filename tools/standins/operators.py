@@ -1,14 +1,9 @@
 """Six scripted operators for lift, can and square: a stand-in for robomimic's multi-human demonstrations.
 
-What the multi-human data are known for is kept. The operators are uneven in skill: two worse, two okay, two better.
-And each has habits of their own, followed most of the time and mirrored otherwise. So one observation has several
-right actions.
-
-An episode runs through reach, grasp, carry, release and retreat; lift and square succeed in carry. Each phase is a
-servo on what a policy can see: hand, fingers, object. Descending, lifting and placing are no phases: the height aimed
-for is a function of the horizontal error, a funnel, so straying from the line raises the hand again. A memoryless
-policy can therefore imitate nearly all of it. What it cannot see: a pause, a detour's first half, the tremor's
-momentum, and whether a grasp is about to be fumbled.
+They are uneven in skill, with habits that are mirrored now and then: one observation has several right actions. Each
+phase (reach, grasp, carry, release, retreat) is a servo on what a policy can see: hand, fingers, object. The height
+aimed for is a function of the horizontal error, a funnel, so straying from the line raises the hand again. A memoryless
+policy can imitate all but a pause, a detour's first half, the tremor's momentum, and a grasp about to be fumbled.
 """
 from dataclasses import dataclass
 
@@ -18,16 +13,13 @@ from scipy.spatial.transform import Rotation
 import envs
 
 BODY = {"lift": "cube", "can": "Can", "square": "SquareNut"}      # the object's name in robosuite's observations
-# Scales all speeds, so that successes are about as long as the multi-human ones: 104, 209 and 269 steps.
-PACE = {"lift": 0.78, "can": 1.32, "square": 0.88}
-SLOWEST = 0.12            # command on the way to object or goal, of at most 1
+PACE = {"lift": 0.78, "can": 1.32, "square": 0.88}    # of all speeds: successes as long as the multi-human ones
 FINGERS_OPEN, FINGERS_SHUT = 0.06, 0.02   # metres between the fingers: at most 0.08; cube, can, handle .04, .05, .03
 
 
 @dataclass(frozen=True)
 class Operator:
     name: str
-    # skill
     speed: float      # cap on the command's length; a full command, 1, moves the hand by 12 mm a step
     gain: float       # command per 5 cm of error
     noise: float      # standard deviation of the tremor, far from contact
@@ -36,7 +28,6 @@ class Operator:
     pause: float      # probability per step, away from contact, of nearly stopping for 3 to 8 steps
     fumble: float     # probability that the first grasp closes above the object
     slip: float       # probability per step, near the object or the goal, of sliding aside for 2 to 4 steps
-    # habits
     mirror: float     # probability that an episode has lean, wrist and bend with the opposite sign
     lean: tuple       # metres (x, y) beside the object where the descent begins
     wrist: float      # preferred yaw of the hand; 0 is straight ahead
@@ -57,7 +48,7 @@ OPERATORS = (
 
 
 def wrap(angle, period=2 * np.pi):
-    """The same angle modulo the period, in [-period/2, period/2)."""
+    """In [-period/2, period/2)."""
     return (angle + period / 2) % period - period / 2
 
 
@@ -89,13 +80,9 @@ class Hand:
         self.enter("reach")
 
     def fit_to_task(self, env, obs, wrist):
-        """Sets what depends on the task.
-        grasp_yaw      of the hand when it grasps; turn_to is the object's at the goal, where it matters
-        grasp_offset   from the object's centre to the hand, in the object's frame
-        straight       metres above the grasp where the hand must be right over it: the fingers reach the object's top;
-                       a fumbled grasp closes a little higher, on air
-        goal           where the object's centre ends; carry_z is its height on the way
-        """
+        """Sets grasp_yaw, the hand's; turn_to, the object's yaw at the goal; grasp_offset, from the object's centre to
+        the hand, in its frame; straight, metres above the grasp where the hand must be right over it; goal, where the
+        object's centre ends; carry_z, its height on the way."""
         operator, rng = self.operator, self.rng
         thing, thing_yaw = obs[BODY[self.task] + "_pos"], yaw_of(obs[BODY[self.task] + "_quat"])
         if self.task == "lift":
@@ -144,7 +131,7 @@ class Hand:
         return np.clip(np.append(motion, gripper), -1, 1)
 
     def look(self, obs):
-        """What the step goes by: poses of hand and object, the fingers' width, and the place to grasp at."""
+        """Sets what the step goes by: poses of hand and object, the fingers' width, and the place to grasp at."""
         self.hand, self.hand_quat = obs["robot0_eef_pos"], obs["robot0_eef_quat"]
         self.thing, self.thing_yaw = obs[BODY[self.task] + "_pos"], yaw_of(obs[BODY[self.task] + "_quat"])
         self.hand_yaw = yaw_of(self.hand_quat)
@@ -184,7 +171,6 @@ class Hand:
         hand, thing, goal, square = self.hand, self.thing, self.goal, self.task == "square"
         error = np.linalg.norm(goal[:2] - thing[:2])
         turn = wrap(self.turn_to - self.thing_yaw) if square else 0.0
-        # First up, then across.
         gate = 1.0 if error < 0.05 else np.clip(1 - (self.carry_z - thing[2]) / self.operator.slack, 0, 1)
         # The nut has 7 mm of play around the peg on each side; a can may fall anywhere near.
         tolerance = 0.005 if square else 0.02
@@ -209,8 +195,7 @@ class Hand:
 
     def servo(self, target, contact):
         """The move [3] and turn [3] towards a target, in this operator's manner."""
-        operator = self.operator
-        speed = operator.speed * PACE[self.task]
+        operator, speed = self.operator, self.operator.speed * PACE[self.task]
         offset = target - self.hand
         distance = np.linalg.norm(offset[:2])
         if self.detour is not None:               # one wrong waypoint, given up on when near it, or soon enough
@@ -220,10 +205,10 @@ class Hand:
         if self.free and distance > 0.04:         # bulging fades with the distance, so the path arrives from one side
             across = cap(1e3 * np.array([-offset[1], offset[0]]), 1)
             offset[:2] += self.bend * min(distance / 0.15, 1) * across
-        # Careful near contact, but never slower than SLOWEST: a servo that fades out where it arrives teaches a policy,
+        # Careful near contact, but never slower than 0.12: a servo that fades out where it arrives teaches a policy,
         # whose aim is a little off, to stop just short.
         length = np.linalg.norm(offset) / 0.05 * operator.gain
-        length = min(max(length, SLOWEST) if self.free else length, speed * np.clip(contact / 0.06, 0.5, 1))
+        length = min(max(length, 0.12) if self.free else length, speed * np.clip(contact / 0.06, 0.5, 1))
         # The hand hangs upside down, at the target yaw. Rotation commands are in the world's frame, 0.5 rad each.
         upright = Rotation.from_euler("z", self.target_yaw) * Rotation.from_euler("x", np.pi)
         turn = (upright * Rotation.from_quat(self.hand_quat).inv()).as_rotvec()
@@ -233,8 +218,8 @@ class Hand:
     def imperfect(self, move, turn, contact):
         """The motion [6] with slips, pauses and tremor."""
         rng, operator = self.rng, self.operator
-        # A slip leaves the line where it matters most. What the operator does next is what a policy has to know, for it
-        # is never as exact as its teacher. Short and rough: the rows that recover are many, those that slip are few.
+        # A slip leaves the line where it matters most: a policy, never as exact as its teacher, has to know what comes
+        # next. Short and rough: the rows that recover are many, those that slip are few.
         if self.free and contact < 0.06 and not self.slip_left and rng.random() < operator.slip:
             self.slip_left, side = int(rng.integers(2, 5)), rng.normal(size=3) * [1, 1, 0.5]
             self.slip = rng.uniform(0.6, 1.0) * side / np.linalg.norm(side), np.array([0, 0, rng.uniform(-0.6, 0.6)])
@@ -246,8 +231,7 @@ class Hand:
         stillness = 0.1 if self.pause_left else 1.0
         self.pause_left = max(self.pause_left - 1, 0)
         # AR(1) with the operator's standard deviation; an eighth of it is left in contact.
-        shock = rng.normal(0, operator.noise, 6) * [1, 1, 1, 0.3, 0.3, 0.3]
-        self.tremor = 0.8 * self.tremor + 0.6 * shock
+        self.tremor = 0.8 * self.tremor + 0.6 * (rng.normal(0, operator.noise, 6) * [1, 1, 1, 0.3, 0.3, 0.3])
         return stillness * np.append(move, turn) + np.clip(contact / 0.08, 0.12, 1) * self.tremor
 
 

@@ -1,14 +1,9 @@
 """Stand-in OGBench data, made with the simulators' own scripted oracles.
 
-The official `play` sets come from an oracle that follows one noisy plan after another towards random targets: move this
-cube there, press that button. The oracles are part of the ogbench package, so a small set of the same kind can be made
-anywhere. `play_episode` is one such episode. But random targets hardly ever complete a task (about one transition in a
-thousand for two cubes), and a small set may hold no reward to learn from. `goal_episode` therefore aims the cubes'
-oracle, with the same noise, at one task's goal. Data with such episodes in it is *easier* than the official data; say
-so beside every number it leads to.
-
-An episode is a dict of arrays in the layout of the official npz files, T rows each. Row t holds the state before
-action t.
+`play_episode` follows one noisy plan after another towards random targets, as the official sets do. Those hardly ever
+complete a task, and a small set may hold no reward: `goal_episode` aims the cubes' oracle at a task's goal. Data with
+such episodes is *easier* than the official data; say so beside every number it leads to. An episode is a dict of
+arrays of T rows as in the official npz files: row t holds the state before action t.
 """
 import functools
 from collections import defaultdict
@@ -27,19 +22,16 @@ NOISE = dict(noise=0.1, noise_smoothing=0.5)  # as the official play data: noise
 STACKING = {  # range of an episode's probability of placing a cube on another one, as in the official data
     "cube-single": (0.0, 0.0), "cube-double": (0.0, 0.25), "cube-triple": (0.05, 0.35), "cube-quadruple": (0.1, 0.5),
     "scene": (0.5, 0.5), "puzzle-3x3": (0.5, 0.5), "puzzle-4x4": (0.5, 0.5)}  # the last three have nothing to stack
-ON_GOAL = 0.04    # metres; the environments' and relabel_dataset's own tolerance
-P_WANDER = 0.2    # share of a goal episode's plans that go to a random target: states off the direct path occur too
 TAIL = 10         # rows after success: loading drops the last, and chunks of actions that begin at the goal need some
 
 
 @functools.cache  # compiling a model takes a second, resetting it milliseconds
 def make_env(env_name):
-    """An environment that knows its tasks, and its oracles by the kind of target."""
-    # Without the wrappers: no time limit, the length is ours to choose.
+    """An environment that knows its tasks, without a time limit, and its oracles by the kind of target."""
     env = gymnasium.make(f"{env_name}-v0", mode="data_collection", terminate_at_goal=False,
                          disable_env_checker=True).unwrapped
-    # The first reset compiles the model and leaves the solver another warm start than later ones do. Spend it here,
-    # or an episode would depend, in its last bits, on whether another was made before it.
+    # The first reset leaves the solver another warm start than later ones do. Spend it here, or the last bits of an
+    # episode would depend on whether another was made before it.
     env.reset(seed=0)
     env.set_tasks()
     # The puzzles' buttons stand too close for open fingers.
@@ -68,24 +60,21 @@ def goal_episode(env_name: str, task_id: int, seed: int, steps: int = 1001) -> d
     task = env.task_infos[task_id - 1]
     np.random.seed(seed)
     env.reset(seed=seed)
-
     # Half of the episodes begin where the task begins, the others anywhere: a policy will stray from the direct path.
     if np.random.rand() < 0.5:
         for i, xyz in enumerate(task["init_xyzs"]):
-            within_a_centimetre = [*np.random.uniform(-0.01, 0.01, 2), 0.0]
-            place(env.data.joint(f"object_joint_{i}").qpos, xyz + within_a_centimetre)
+            place(env.data.joint(f"object_joint_{i}").qpos, xyz + [*np.random.uniform(-0.01, 0.01, 2), 0.0])
     mujoco.mj_forward(env.model, env.data)
 
     def unmet():
-        return np.linalg.norm(cube_xyzs(env) - task["goal_xyzs"], axis=-1) > ON_GOAL
+        return np.linalg.norm(cube_xyzs(env) - task["goal_xyzs"], axis=-1) > 0.04        # the environments' tolerance
 
     def next_target():
-        if np.random.rand() < P_WANDER or not unmet().any():
+        if np.random.rand() < 0.2 or not unmet().any():          # states off the direct path occur too
             return env.set_new_target(p_stack=0.0)
         aim_cube(env, task["goal_xyzs"], unmet())
         mujoco.mj_kinematics(env.model, env.data)
         return env.compute_observation(), env.get_reset_info()
-
     return rollout(env, oracles, *next_target(), steps, next_target, reached=lambda: not unmet().any())
 
 
@@ -95,9 +84,7 @@ def rollout(env, oracles, ob, info, steps, next_target, reached=lambda: False):
         oracle = oracles[info["privileged/target_task"]]
         oracle.reset(ob, info)
         return oracle
-
-    rows, oracle = defaultdict(list), plan(ob, info)
-    end, success = steps, False
+    rows, oracle, end, success = defaultdict(list), plan(ob, info), steps, False
     while len(rows["actions"]) < end:
         action = np.clip(oracle.select_action(ob, info), -1, 1)
         next_ob, _, _, _, info = env.step(action)
@@ -137,7 +124,6 @@ def aim_cube(env, goals, unmet):
 
     def near(a, b):  # [n, n]: which of a and b are at one place; a cube is 4 cm wide
         return np.linalg.norm(a[:, None, :2] - b[:, :2], axis=-1) < 0.05
-
     z, goal_z = xyzs[:, 2], goals[:, 2]
     covered = (near(xyzs, xyzs) & (z > z[:, None] + 0.02)).any(axis=1)  # another cube stands on it
     taken = near(goals, xyzs) & (z > goal_z[:, None] - 0.02) & ~np.eye(len(z), dtype=bool)  # [i, j]: i's goal, by j

@@ -1,7 +1,4 @@
-"""The command line, made from config.Config: every knob is an option. And what a script does with an error.
-
-    config, given = parse("what the script does")       main(function)
-"""
+"""The command line, made from config.Config: every knob is an option. And what a script does with an error."""
 import argparse
 import dataclasses
 import signal
@@ -10,9 +7,9 @@ import sys
 from config import Config, UserError, build, option_name
 
 # In the order of Config: the first knob of each group of options in --help.
-HEADINGS = {"task": "what to run", "offline_steps": "how long", "layers": "networks and optimiser", "chunk": "the policy",
-            "num_candidates": "policy improvement", "flow_steps": "the baselines", "data": "data",
-            "eval_every": "evaluation and running"}
+HEADINGS = {"task": "what to run", "offline_steps": "how long", "layers": "networks and optimiser",
+            "chunk": "the policy", "num_candidates": "policy improvement", "flow_steps": "the baselines",
+            "data": "data", "eval_every": "evaluation and running"}
 
 
 class OneLineParser(argparse.ArgumentParser):

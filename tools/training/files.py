@@ -1,11 +1,4 @@
-"""The files of a run, whole or not at all: checkpoints, and the tables train.csv, eval.csv and evaluate.csv.
-
-    save_state(path, state)      tensors and plain data, as torch saves them; the file of before stays as *.previous
-    read_newest(path)            what was saved last and is whole
-    append_row(path, row)        one more row, whole or not at all
-    read_rows(path)              all rows, by column name, as text
-    one_at_a_time(folder)        a lock, so that no two processes write there
-"""
+"""The files of a run, whole or not at all: checkpoints, and the tables train.csv, eval.csv and evaluate.csv."""
 import contextlib
 import csv
 import errno
@@ -24,14 +17,10 @@ from config import UserError
 FORMAT = 5           # of checkpoints; raised when an older one can no longer be read
 
 
-def beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name + suffix)
-
-
 def write_whole(path: Path, body, keep: bool = False) -> None:
-    """The bytes under this name: they are on the disk before they take it. keep: what had the name before stays as
-    *.previous, so that at every moment one of the two is whole. OSError where the disk is full; nothing is lost."""
-    temporary = beside(path, ".tmp")
+    """The bytes are on the disk before they take this name. keep: what had it before stays as *.previous. OSError
+    where the disk is full, and nothing is lost."""
+    temporary = Path(f"{path}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(body)
@@ -41,14 +30,13 @@ def write_whole(path: Path, body, keep: bool = False) -> None:
         temporary.unlink(missing_ok=True)                        # gives the space back
         raise OSError(error.errno, error.strerror, str(path)) from None
     if keep and path.exists():
-        os.replace(path, beside(path, ".previous"))
+        os.replace(path, Path(f"{path}.previous"))
     os.replace(temporary, path)
 
 
 def save_state(path: Path, state: dict) -> None:
-    """A state, by torch.save; what was there before stays as *.previous. Put together in memory first: torch, writing
-    to a file itself, hides the disk's error behind one of its own."""
-    body = io.BytesIO()
+    """Tensors and plain data, by torch.save; what was there before stays as *.previous."""
+    body = io.BytesIO()                  # torch, writing to a file itself, hides the disk's error behind one of its own
     torch.save({"format": FORMAT} | pytree.tree_map(_without_surroundings, state), body)
     write_whole(path, body.getbuffer(), keep=True)
 
@@ -61,7 +49,7 @@ def _without_surroundings(x):
 def read_state(path: Path) -> dict:
     """What save_state() wrote, on the CPU (whoever loads it moves it). UserError if it is broken."""
     try:
-        with zipfile.ZipFile(path) as parts:         # torch's format is a zip file, whose checksums torch does not check
+        with zipfile.ZipFile(path) as parts:         # which is torch's format; torch does not look at its checksums
             if damaged := parts.testzip():
                 raise ValueError(f"a wrong checksum in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -70,16 +58,14 @@ def read_state(path: Path) -> dict:
         return state
     except Exception as error:                                   # for a broken file torch raises almost anything
         reason = error if type(error) is ValueError else type(error).__name__        # torch's own text says little
-        problem = f"{path} is not a readable checkpoint ({reason}); move it away to start over"
-        raise UserError(problem) from None
+        raise UserError(f"{path} is not a readable checkpoint ({reason}); move it away to start over") from None
 
 
 def read_newest(path: Path, set_aside: bool = False) -> dict | None:
-    """The newest state that is whole: `path`, or the one kept before it. None when there is neither; UserError when
-    all there is is broken. set_aside: a broken one becomes *.broken, or the next save would keep it in place of the
-    good one."""
+    """The newest state that is whole: `path`, or the one before it. None when there is neither, UserError when all
+    are broken. set_aside: a broken one becomes *.broken, or the next save would keep it in place of the good one."""
     problem = None
-    for candidate in (path, beside(path, ".previous")):
+    for candidate in (path, Path(f"{path}.previous")):
         if not candidate.exists():
             continue
         try:
@@ -90,7 +76,7 @@ def read_newest(path: Path, set_aside: bool = False) -> dict | None:
         if problem:
             print(f"{problem}; going on from the one before it, at step {state['step']}")
             if set_aside:
-                os.replace(path, beside(path, ".broken"))
+                os.replace(path, Path(f"{path}.broken"))
         return state
     if problem:
         raise problem
@@ -104,8 +90,8 @@ def in_one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def one_at_a_time(folder: Path, wait: bool = True, option: str = "--data-dir"):
-    """Processes started side by side take turns in a folder; without `wait` the second is refused. option: it names
-    the folder. UserError, too, where nobody can write there."""
+    """Processes started side by side take turns in a folder, which `option` names; without `wait` the second is
+    refused. UserError, too, where nobody can write there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")
@@ -125,8 +111,7 @@ COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": EVALUATE_COLUMNS}          
 
 
 def read_rows(path: Path) -> list[dict]:
-    """A table's rows; none where there is no file. A last line that was cut short by a kill is left out. UserError
-    where it is no such table."""
+    """A table's rows, as text; none where there is no file. UserError where it is no such table."""
     try:
         reader = csv.DictReader(io.StringIO(whole_lines(path).decode(), newline=""), strict=True)
         rows = [*reader]
@@ -139,13 +124,13 @@ def read_rows(path: Path) -> list[dict]:
             for name, value in row.items():
                 if name != "stage" and (value or name in EVALUATE_COLUMNS):      # empty: a loss of the other stage
                     (int if name in ("step", "episodes", "best_of") else float)(value)
-    except (csv.Error, ValueError) as error:         # another encoding is a ValueError too
+    except (csv.Error, ValueError) as error:
         raise UserError(f"{path} cannot be read ({str(error)[:100]}); mend it, or move it away") from None
     return rows
 
 
 def whole_lines(path: Path) -> bytes:
-    """Without a last line that was cut short; nothing where there is no file."""
+    """Without a last line that a kill has cut short."""
     content = path.read_bytes() if path.exists() else b""
     return content[: content.rfind(b"\n") + 1]
 
@@ -161,7 +146,7 @@ def write_rows(path: Path, rows: list[dict], header) -> None:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """One row at the end, whole or not at all; columns that appear later (stage 2 has more losses) are added to the
+    """One row at the end, whole or not at all. Columns that appear later, as stage 2 has more losses, are added to the
     header. OSError when the disk is full, and the table is as before."""
     old = whole_lines(path)
     header = next(csv.reader([line.decode() for line in old.splitlines()[:1]]), [])
@@ -180,15 +165,15 @@ def append_row(path: Path, row: dict) -> None:
 
 
 def cut_rows_after(folder: Path, step: int) -> None:
-    """A resumed run repeats what followed its checkpoint: forget those rows. Both are read before one is written."""
+    """A resumed run repeats what followed its checkpoint. Both tables are read before one is written."""
     for path, rows in [(folder / name, read_rows(folder / name)) for name in ("train.csv", "eval.csv")]:
         if rows:
             write_rows(path, [row for row in rows if int(row["step"]) <= step], rows[0])
 
 
 def take_rows(sibling: Path, folder: Path, last: int, episodes: int) -> None:
-    """Stage 1's rows of the sibling it was taken from: the curve of a run begins at its step 0. The last evaluation
-    only if it had as many episodes as this run's would."""
+    """Stage 1's rows of the sibling it was taken from. The last evaluation only if it had as many episodes as this
+    run's would."""
     for name in ("train.csv", "eval.csv"):
         rows = [row for row in read_rows(sibling / name) if row["stage"] == "offline"
                 and (int(row["step"]) < last or int(row.get("episodes", episodes)) == episodes)]

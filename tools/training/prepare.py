@@ -45,8 +45,8 @@ def load_data(config: Config, given: set[str]) -> tuple[dict, dict]:
 
 @contextlib.contextmanager
 def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = None):
-    """A run, brought back to where it was if it is an unfinished one; its folder is locked meanwhile. loaded: what
-    load_data() gave, for several seeds. UserError for what cannot work; then nothing has been written."""
+    """A run, brought back to where it was if it is unfinished; its folder is locked meanwhile. loaded: what load_data()
+    gave. UserError for what cannot work, before anything is written."""
     device = choose_device(config)
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -66,12 +66,12 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
 
 def tell_start(run: Run, task: envs.Task) -> None:
     """What is about to happen. How long it takes, the bar tells as soon as it is known."""
-    c, threads = run.config, torch.get_num_threads()
-    where = torch.cuda.get_device_name() if run.algo.device.type == "cuda" else f"the CPU, {threads} thread(s)"
-    print(f"run: {c.task}, {c.method}, preset {c.preset}, seed {c.seed}: {c.offline_steps:,} offline and "
-          f"{c.online_steps:,} online steps on {where}\n"
-          f"     {c.layers} layers of {c.hidden}; observations of {task.obs_dim} numbers, chunks of {c.chunk} actions of "
-          f"{task.action_dim}; everything goes to {run.folder}")
+    c, cuda = run.config, run.algo.device.type == "cuda"
+    where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU thread(s)"
+    print(f"run: {c.task}, {c.method}, preset {c.preset}, seed {c.seed}, on {where}\n"
+          f"     {c.offline_steps:,} offline and {c.online_steps:,} online steps, {c.layers} layers of {c.hidden}\n"
+          f"     observations of {task.obs_dim} numbers, chunks of {c.chunk} actions of {task.action_dim}\n"
+          f"     folder {run.folder}")
 
 
 def make_buffer(config: Config, dataset: dict, device: torch.device) -> ReplayBuffer:
@@ -107,8 +107,7 @@ def write_config(run: Run) -> None:
 
 
 def git_commit() -> str:
-    try:
-        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
-                              cwd=Path(__file__).parent).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    words = ["git", "describe", "--always", "--dirty"]
+    with contextlib.suppress(OSError):                           # there may be no git
+        return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
+    return ""

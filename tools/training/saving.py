@@ -13,7 +13,6 @@ from run import Run, load_networks, tensors
 from tools.training.files import cut_rows_after, read_newest, save_state, take_rows
 
 
-# -------------------------------------------------------------------------------------------- in the middle of a stage
 def save(run: Run, world=None) -> None:
     """checkpoint.pt and online.f32. world: the Collector, in stage 2."""
     check_finite(run)                                            # a broken state must not replace a good one
@@ -24,7 +23,7 @@ def save(run: Run, world=None) -> None:
 
 
 def restore(run: Run) -> None:
-    """Brings an unfinished run back from checkpoint.pt (--resume), or refuses to start over in its folder."""
+    """Brings an unfinished run back from checkpoint.pt, or refuses to start over in its folder."""
     path = run.folder / "checkpoint.pt"
     state = read_newest(path, set_aside=run.config.resume)
     if state is None:
@@ -65,10 +64,9 @@ def refuse_another(run: Run, state: dict) -> None:
         raise UserError(f"--resume: the data have changed since {run.folder} was started")
 
 
-# ------------------------------------------------------------------------------------------------- online transitions
 def save_online(run: Run) -> dict:
-    """Appends to online.f32 the transitions that it lacks -> what a checkpoint needs to find its own part of the file
-    again. Nothing is written twice, and rows that follow a checkpoint do it no harm."""
+    """Appends to online.f32 the transitions that it lacks -> what a checkpoint must know to find its own part again.
+    Rows that follow a checkpoint do it no harm."""
     path, (stored, checksum) = run.folder / "online.f32", run.stored
     rows = run.buffer.online_rows(stored)
     body = rows.numpy().tobytes()
@@ -83,7 +81,7 @@ def save_online(run: Run) -> dict:
 
 
 def load_online(run: Run, saved: dict) -> None:
-    """The transitions of a checkpoint, into the buffer. UserError when the file lacks them or has other ones."""
+    """A checkpoint's transitions, into the buffer. UserError when the file lacks them or has other ones."""
     path, size = run.folder / "online.f32", saved["rows"] * run.buffer.online_rows(0).shape[1] * 4
     body = b""
     if size:
@@ -97,7 +95,6 @@ def load_online(run: Run, saved: dict) -> None:
     run.stored = saved["rows"], saved["crc"]
 
 
-# ------------------------------------------------------------------------------------------------- the end of stage 1
 def save_offline(run: Run) -> None:
     """offline.pt: where stage 2 starts, this run's and that of siblings."""
     save_state(run.folder / "offline.pt", dict(algorithm=run.algo.state_dict(), step=run.step, identity=identity(run)))
@@ -109,7 +106,7 @@ def identity(run: Run) -> dict:
 
 
 def offline_state(run: Run, path: Path) -> dict | None:
-    """The end of stage 1 in an offline.pt; None where it is missing, broken (which is said), or of another stage 1."""
+    """What an offline.pt holds; None where it is missing, broken, or of another stage 1."""
     try:
         state = read_newest(path)
     except UserError as error:
@@ -140,10 +137,9 @@ def take_offline(run: Run) -> bool:
     return False
 
 
-# --------------------------------------------------------------------------------------------- numbers that are finite
 def check_finite(run: Run, info: dict | None = None) -> dict[str, float]:
-    """The newest losses, read back from the device. UserError where one is not finite, or a number of the algorithm's
-    state: weights, and Adam's moments, where an infinite one freezes its weight without a sound."""
+    """The newest losses, read back from the device. UserError where one is not finite, or a weight, or one of Adam's
+    moments: an infinite one would freeze its weight without a sound."""
     row = dict(zip(info, torch.stack(list(info.values())).tolist())) if info else {}
     state = [(name, w) for name, w in tensors(run.algo.state_dict()) if w.is_floating_point()]
     broken = [name for name, value in row.items() if not math.isfinite(value)]

@@ -1,10 +1,4 @@
-"""What surrounds the loop of a stage: bar, tables, evaluations, checkpoints, and an end by Ctrl-C that loses nothing.
-
-    with Stage(run, "online", last_step, world) as stage:
-        for step in stage.steps:
-            ...
-            stage.end_step(info)
-"""
+"""What surrounds the loop of a stage: bar, tables, evaluations, checkpoints, an end by Ctrl-C that loses nothing."""
 import os
 import shlex
 import signal
@@ -15,20 +9,16 @@ from tqdm import tqdm
 
 import envs
 from config import UserError
+from evaluate import Evaluator
 from run import Run
-from tools.simulators.evaluator import Evaluator
-from tools.training.saving import check_finite, save
 from tools.training.files import EVAL_COLUMNS, append_row, read_rows
+from tools.training.saving import check_finite, save
 
 SAVE_EVERY = 600        # seconds between checkpoints
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, raised where a step is complete; no `except Exception` catches it."""
-
-
 class Stop:
-    """Whether a stop was asked for: by the first Ctrl-C or SIGTERM. The second ends the process at once."""
+    """Whether a stop was asked for, by Ctrl-C or SIGTERM. The second one ends the process at once."""
     asked = False
 
     def listen(self) -> None:
@@ -38,10 +28,6 @@ class Stop:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-
-    def obey(self) -> None:
-        if self.asked:
-            raise Interrupted
 
     def restore(self) -> None:
         for number, handler in self.before.items():
@@ -71,17 +57,11 @@ class Stage:
     def steps(self):
         """The numbers of the steps that are left. A step whose end_step() was not called comes again."""
         self.evaluate()                      # step 0, or an evaluation that was cut short
-        self.stop.obey()
-        while self.run.step < self.last:
+        while self.run.step < self.last and not self.stop.asked:
             yield self.run.step + 1
 
     def end_step(self, info: dict | None = None) -> None:
-        """The step is complete. info: what its update returned, None where there was none."""
-        self.record(info)
-        self.stop.obey()
-
-    def record(self, info: dict | None) -> None:
-        """Counts the step, and does what is due after it: a row of train.csv, a checkpoint, an evaluation."""
+        """Counts the step and does what is due after it. info: what its update returned, if there was one."""
         run, c = self.run, self.run.config
         run.step += 1
         self.bar.update()
@@ -120,12 +100,13 @@ class Stage:
         run, good = self.run, self.run.folder / "checkpoint.pt"
         self.bar.close()
         self.evaluator.close()
-        if kind is Interrupted:
+        stopped = self.stop.asked and kind is None
+        if stopped:
             save(run, self.world)
         self.stop.restore()
-        if kind is Interrupted:
+        if stopped:
             print(f"\nstopped at step {run.step} and saved; continue with:  {resume_command(run)}", flush=True)
-            raise SystemExit(130) from None
+            raise SystemExit(130)
         if isinstance(error, UserError):
             where = f"; the last good state is {good}" if good.exists() else ""
             raise UserError(f"step {run.step}: {error}{where}") from None
