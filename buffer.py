@@ -33,16 +33,19 @@ class ReplayBuffer:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
         self.cuts = []           # online transitions after which an episode was abandoned, for a resumed run
 
-        with_room = [room_behind(dataset[name], online_capacity, self.device) for name in FIELDS]
-        self.observations, self.actions = with_room[:2]                        # [|D| + online, O], [|D| + online, A]
-        self.rewards, self.masks, self.terminals = with_room[2:5]              # [|D| + online] each
-        self.next_observations = with_room[5]                                  # [|D| + online, O]
+        def with_room(values):
+            return room_behind(values, online_capacity, self.device)
+        self.observations = with_room(dataset["observations"])                 # [|D| + online, O]
+        self.actions = with_room(dataset["actions"])                           # [|D| + online, A]
+        self.rewards = with_room(dataset["rewards"])                           # [|D| + online]
+        self.masks = with_room(dataset["masks"])                               # [|D| + online]
+        self.terminals = with_room(dataset["terminals"])                       # [|D| + online]
+        self.next_observations = with_room(dataset["next_observations"])       # [|D| + online, O]
         self.terminals[self.offline_size - 1] = 1        # what comes next online is another episode in any case
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks; the generator lives on the buffer's device. (Training calls starts() itself and leaves
-        chunks() to the update, so that all of the update can be one CUDA graph.)"""
+        """A batch of chunks. Training calls starts() itself and leaves chunks() to the update, which may be a graph."""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:

@@ -50,9 +50,8 @@ class Critic(nn.Module):
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
         x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, B, O+D]
-        # zip ends with the shorter lists, LayerNorm's: the last layer comes after the loop.
-        for weight, bias, gain, offset in zip(self.weights, self.biases, self.gains, self.offsets):
-            x = gelu(x @ weight + bias)
+        for layer, (gain, offset) in enumerate(zip(self.gains, self.offsets)):                # the hidden layers
+            x = gelu(x @ self.weights[layer] + self.biases[layer])
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
             x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]
         with torch.autocast(x.device.type, enabled=False):                    # in float32, for policy.MLP's reason

@@ -106,6 +106,8 @@ def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------ where they come from
+# Each file has a record, a small JSON: where it came from, its size and its checksum. It is written once the file has
+# been read and found good, and tells later when the file has changed.
 def own_kind(path) -> str:
     """What a run's folder calls data from a file of one's own."""
     return f"own-{Path(path).stem}"
@@ -139,8 +141,8 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     return "generated", why, [(path, files.record_of(path)) for path in made]
 
 
-def vouched(path: Path, record: Path, task: envs.Task) -> dict:
-    """The record of a file that has been read before, or can be read now. UserError otherwise."""
+def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
+    """The record of a file that was read before and has not changed, or that can be read now. UserError otherwise."""
     with files.one_line(path, task):
         return files.trusted(path, record, lambda path: read(path, task))
 
@@ -151,7 +153,7 @@ def load(config, say=print) -> tuple[dict, dict]:
     task, folder = envs.task(config.task), Path(config.data_dir or "data").expanduser()
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
         kind, why, found = find(config, task, folder, say)
-        paths, records = [path for path, _ in found], [vouched(path, record, task) for path, record in found]
+        paths, records = [path for path, _ in found], [record_of_good(path, record, task) for path, record in found]
         if len(paths) == 1:
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}

@@ -28,7 +28,7 @@ FOR_ALL = ("--preset quick --no-compile --precision fp32 --device cpu --threads 
            "--log-every 4 --eval-episodes 2 --task ")
 STOPS = (11, 58, 104)        # online steps: the next one that leaves a chunk unfinished is followed by Ctrl-C
 # How a checkpoint says where an episode stands is up to the version; what becomes of it is compared.
-LEFT_OUT = ("pt['collecting']", "pt['episode']", "pt['world']", "['resume']", "['seconds']")
+LEFT_OUT = ("pt['collecting']", "pt['episode']", "pt['world']", "['resume']", "['seconds']", "['format']")
 
 START = """
 import os, signal, sys
@@ -49,7 +49,8 @@ train_online.main()
 def read(path: Path):
     """A file of a run as nested dicts and lists of arrays and plain data."""
     if path.suffix == ".pt":
-        return torch.load(io.BytesIO(torch.load(path)["state"].numpy().tobytes()))
+        state = torch.load(path)                                 # an older format holds the state as bytes
+        return torch.load(io.BytesIO(state["state"].numpy().tobytes())) if "sha256" in state else state
     if path.suffix == ".csv":
         return [path.read_text().split()[0], *csv.DictReader(io.StringIO(path.read_text()))]
     return np.fromfile(path, np.float32)

@@ -1,8 +1,7 @@
 """Several seeds in one process: independent runs, updated as one.        python train_online.py --task square --seeds 5
 
-A network of 4 x 512 does not fill a large GPU. Here each parameter of S algorithms lies in one tensor, [S, ...], and
-one vmap of DFP's two losses serves all. The algorithms' own parameters, and Adam's moments, are views into those
-tensors: acting, saving and evaluating see nothing of it. Losses equal a single run's up to rounding.
+Each parameter of S algorithms lies in one tensor, [S, ...], and one vmap of DFP's two losses serves all. Their own
+parameters, and Adam's moments, are views into it: acting, saving and evaluating see nothing of it.
 """
 import contextlib
 import dataclasses
