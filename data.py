@@ -106,8 +106,8 @@ def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------ where they come from
-# Each file has a record, a small JSON: where it came from, its size and its checksum. It is written once the file has
-# been read and found good, and tells later when the file has changed.
+# Each file has a record, a small JSON with its origin, size and checksum. It is written once the file has been read and
+# found good, and tells later that the file has changed.
 def own_kind(path) -> str:
     """What a run's folder calls data from a file of one's own."""
     return f"own-{Path(path).stem}"
@@ -115,11 +115,13 @@ def own_kind(path) -> str:
 
 def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tuple[Path, Path]]]:
     """(kind, why this kind, [(file, its record)]) for --data."""
+    # A file of your own.
     if config.data not in SOURCES:
         path = Path(config.data)
         return own_kind(path), "given with --data", [(path, files.record_of(folder / "own" / path.name))]
     if task.suite == "own":
         raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
+    # The official files, on disk or from a host.
     why = "asked for with --data generated"
     if config.data != "generated":
         from tools.official.fetch import fetch
@@ -132,6 +134,7 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
             raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
                             "--data generated makes a stand-in")
         say(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked so. ***")
+    # Stand-ins, shipped or made now.
     size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
     if task.suite == "robomimic" and size == SHIPPED_SIZE:
         path = SHIPPED / f"{task.name}.hdf5"

@@ -34,8 +34,7 @@ ACTING = ("actor", "critic")         # the networks that choose an action
 
 @dataclasses.dataclass
 class Run:
-    """One run in the making: what the loops of train_offline.py and train_online.py work with, made by
-    tools/training/prepare.py, saved and brought back by tools/training/saving.py."""
+    """One run, made by tools/training/prepare.py, saved and brought back by tools/training/saving.py."""
     config: Config
     folder: Path
     data: dict                       # where its data come from, as data.load tells

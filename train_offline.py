@@ -15,8 +15,7 @@ from tools.training.stage import Stage, tell_end
 def offline_stage(run: Run) -> None:
     """Stage 1, from where the run stands; ends in offline.pt. L_topK is off (DFP.improving), but for Table 8."""
     c = run.config
-    # update(starts) is dfp.DFP.update on the chunks of the buffer that begin there. tools/speed/fast.py has it
-    # compiled.
+    # update(starts) is dfp.DFP.update on the chunks of the buffer that begin there, compiled by tools/speed/fast.py.
     update = fast_update(run.algo, run.buffer)
 
     with Stage(run, "offline", c.offline_steps) as stage:                # bar, tables, evaluations, checkpoints, Ctrl-C
@@ -24,7 +23,7 @@ def offline_stage(run: Run) -> None:
             # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D.
             starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
-            # Lines 4-7. The gradient step: samples, the losses of theta and phi, Adam, the averages.
+            # Lines 4-6. The gradient step: samples, the losses of theta and phi, Adam. pi_old rests until stage 2.
             info = update(starts)
 
             stage.end_step(info)

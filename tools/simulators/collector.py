@@ -1,10 +1,8 @@
 """The environment that the policy acts in while it learns: lines 1-2 of Algorithm 1, without a wait.
 
-The simulator has a process of its own. It plays a whole chunk while updates run. The loop waits only where a new chunk
-begins, because the policy after the newest update chooses that one: every number is as if the two took turns.
-
-Exact resume, and the replacement of a simulator that died or hung, are one thing: an episode's seed and the actions
-that were played lead a fresh simulator to the same state.
+The simulator plays a whole chunk in a process of its own while updates run. The loop waits only where the policy must
+choose the next one, so every number is as if the two took turns. An episode's seed and the actions that were played
+lead a fresh simulator to the same state: this is how a run resumes, and how a lost simulator is replaced.
 """
 import contextlib
 from functools import partial
