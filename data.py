@@ -47,7 +47,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
             all_widths = widths | {f"{side}/{key}": (n,) for side in sides for key, n in sizes.items()}
             demo = files.checked(file["data"][name], all_widths, name + "/")
             obs, *next_obs = (np.concatenate([demo[f"{side}/{key}"] for key in sizes], axis=1) for side in sides)
-            files.need(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
+            files.require(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
             demo["dones"][-1] = 1
             columns["observations"].append(obs)
             columns["actions"].append(demo["actions"])
@@ -79,7 +79,7 @@ def relabel(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:
     simulator, labelled = simulator_of(task), dict(rows)
     simulator.reset()
     joints = rows["qpos"].shape[1]
-    files.need(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
+    files.require(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
     ogbench.relabel_utils.relabel_dataset(task.source, simulator, labelled)
     return labelled["rewards"], labelled["masks"]
 
@@ -99,7 +99,7 @@ READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own
 
 def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
     """A file of the task's format -> arrays by FIELDS, actions clipped to +-(1 - 1e-5). UserError if it is broken."""
-    with files.one_line(path, tasks[0]):
+    with files.errors_in_one_line(path, tasks[0]):
         dataset = READERS[tasks[0].suite](path, *tasks)
     dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
     return dataset
@@ -118,7 +118,7 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     # A file of your own.
     if config.data not in SOURCES:
         path = Path(config.data)
-        return own_kind(path), "given with --data", [(path, files.record_of(folder / "own" / path.name))]
+        return own_kind(path), "given with --data", [(path, files.record_path(folder / "own" / path.name))]
     if task.suite == "own":
         raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
     # The official files, on disk or from a host.
@@ -138,16 +138,16 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
     if task.suite == "robomimic" and size == SHIPPED_SIZE:
         path = SHIPPED / f"{task.name}.hdf5"
-        return "generated", why, [(path, files.record_of(folder / "standins" / path.name))]
+        return "generated", why, [(path, files.record_path(folder / "standins" / path.name))]
     from tools.standins.generate import generate
     made = generate(task, size, folder / "generated", config.goal_share, config.workers or os.cpu_count())
-    return "generated", why, [(path, files.record_of(path)) for path in made]
+    return "generated", why, [(path, files.record_path(path)) for path in made]
 
 
 def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
     """The record of a file that was read before and has not changed, or that can be read now. UserError otherwise."""
-    with files.one_line(path, task):
-        return files.trusted(path, record, lambda path: read(path, task))
+    with files.errors_in_one_line(path, task):
+        return files.checked_record(path, record, lambda path: read(path, task))
 
 
 def load(config, say=print) -> tuple[dict, dict]:

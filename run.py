@@ -1,4 +1,4 @@
-"""A run is a folder: what was asked for, what happened, and what is needed to go on.
+"""A run is a folder: what was asked for, what happened, and what is needed to go on. (train_online.py makes one.)
 
     runs/<task>/<method>/<data>/<preset>[,knob=value...]/seed<k>/
         config.json      every knob, versions, git commit, data source and checksum, machine
@@ -62,27 +62,6 @@ def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
     module, name = METHODS[config.method][1].rsplit(".", 1)
     bf16 = config.precision == "auto" and bf16_pays(torch.device(device))
     return getattr(importlib.import_module(module), name)(obs_dim, action_dim, config, device, bf16)
-
-
-# ----------------------------------------------------------------------------------------------- where its folder lies
-def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
-    """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
-    named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
-    usual = config_module.build({k: getattr(config, k) for k in ("task", "method", "preset")})
-    changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
-    setting = ",".join([config.preset, *(f"{k}={as_text(getattr(config, k))}" for k in changed)])
-    return Path(config.out) / config.task / config.method / data_kind / setting / f"seed{config.seed}"
-
-
-def as_text(value) -> str:
-    if isinstance(value, tuple):
-        return "+".join(f"{v:g}" for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def kind_begun(config: Config, given: set[str], kinds=("official", "generated")) -> str | None:
-    """The first of these kinds of data that a run of this config has begun with."""
-    return next((kind for kind in kinds if (folder_of(config, given, kind) / "config.json").exists()), None)
 
 
 # ------------------------------------------------------------------------------------------------- what it left behind
@@ -165,3 +144,24 @@ def tensors(state, name: str = ""):
     elif isinstance(state, (dict, list)):
         for key, value in state.items() if isinstance(state, dict) else enumerate(state):
             yield from tensors(value, f"{name}.{key}".lstrip("."))
+
+
+# ----------------------------------------------------------------------------------------------- where its folder lies
+def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
+    """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
+    named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
+    usual = config_module.build({k: getattr(config, k) for k in ("task", "method", "preset")})
+    changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
+    setting = ",".join([config.preset, *(f"{k}={as_text(getattr(config, k))}" for k in changed)])
+    return Path(config.out) / config.task / config.method / data_kind / setting / f"seed{config.seed}"
+
+
+def as_text(value) -> str:
+    if isinstance(value, tuple):
+        return "+".join(f"{v:g}" for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def kind_begun(config: Config, given: set[str], kinds=("official", "generated")) -> str | None:
+    """The first of these kinds of data that a run of this config has begun with."""
+    return next((kind for kind in kinds if (folder_of(config, given, kind) / "config.json").exists()), None)

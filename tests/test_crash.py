@@ -190,7 +190,7 @@ def test_a_set_whose_maker_was_killed_while_tidying_up(tmp_path, monkeypatch):
     with monkeypatch.context() as killed:                        # with the set and its record there, the attempts too
         killed.setattr(generate.shutil, "rmtree", lambda *_, **__: None)
         path = make()
-    left, record, body = {p.name for p in tmp_path.iterdir()}, files.record_of(path), path.read_bytes()
+    left, record, body = {p.name for p in tmp_path.iterdir()}, files.record_path(path), path.read_bytes()
     checksum = files.recorded(path, record)["sha256"]
     with monkeypatch.context() as killed:                        # ... and before the record: it is assembled once more
         killed.setattr(generate, "_attempt", None)               # from attempts that are there

@@ -91,7 +91,7 @@ def test_a_part_that_cannot_be_gone_on_with_starts_over(host, tmp_path, how, len
                                        ("stalls", "timed out")])
 def test_nothing_but_the_whole_file_gets_the_final_name(host, tmp_path, how, says):
     def read(path):
-        files.need(path.stat().st_size == len(CONTENT), f"{path.stat().st_size} bytes")
+        files.require(path.stat().st_size == len(CONTENT), f"{path.stat().st_size} bytes")
     with pytest.raises(OSError, match=says):
         fetch.download(host + how, tmp_path / "x.hdf5", timeout=0.3, read=read)
     assert not (tmp_path / "x.hdf5").exists()

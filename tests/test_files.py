@@ -55,7 +55,7 @@ def complaint(path, task) -> str:
     except UserError as error:
         line = str(error)
         assert str(path) in line and "\n" not in line and len(line) < 600
-        assert ("delete it" in line) == files.record_of(path).exists()             # only what can be had again
+        assert ("delete it" in line) == files.record_path(path).exists()             # only what can be had again
         return line
 
 
@@ -203,7 +203,7 @@ def test_a_file_is_read_once_and_changes_are_noticed(tmp_path, monkeypatch):
     path, record, read = write(play(), tmp_path / "x.npz"), tmp_path / "own/x.npz.json", []
 
     def trust():
-        return files.trusted(path, record, read.append)
+        return files.checked_record(path, record, read.append)
     entry = trust()
     assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and read == [path]
     assert entry["bytes"] == path.stat().st_size and json.loads(record.read_text()) == entry
@@ -242,7 +242,7 @@ def test_only_what_can_be_had_again_is_told_to_be_deleted(tmp_path, generated):
     made = tmp_path / "generated" / generated["lift"].name
     made.parent.mkdir()
     shutil.copy2(generated["lift"], made)
-    shutil.copy2(files.record_of(generated["lift"]), files.record_of(made))
+    shutil.copy2(files.record_path(generated["lift"]), files.record_path(made))
     config = build(dict(task="lift", data="generated", data_size=3, data_dir=str(tmp_path)))
     assert data.load(config, lambda _: None)[1]["kind"] == "generated"
     made.write_bytes(b"x" * 1000)

@@ -55,7 +55,7 @@ def test_large_sets_come_in_several_files(tmp_path, monkeypatch):
     assert asked == [("play", 800, 0), ("goal", 200, 0), ("play", 800, each), ("goal", 200, each),
                      ("play", 400, 2 * each), ("goal", 100, 2 * each)]
     assert [(~np.load(path)["terminals"]).sum() for path in paths] == [1000, 1000, 500]        # transitions
-    record, origin = json.loads(files.record_of(paths[1]).read_text()), dict(
+    record, origin = json.loads(files.record_path(paths[1]).read_text()), dict(
         first=each, asked=1000, goal_share=0.2, generator=generate.VERSION, attempts={"play": 1, "goal": 1})
     assert {name: record[name] for name in origin} == origin
     assert 100 * each < 500_000_000                            # where the seeds of aimed episodes begin

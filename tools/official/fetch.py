@@ -85,10 +85,10 @@ def fetch(task: envs.Task, folder: Path, max_bytes: float, count: int, read) -> 
             had, url = left_over(path), hosts[0] + name
             try:
                 download(url, path, announced=announced, read=lambda part: read(part, task))
-                files.remember(path, files.record_of(path), url=url)
+                files.remember(path, files.record_path(path), url=url)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
                     raise UserError(f"the disk of {here} is full") from None
                 if left_over(path) <= had:        # else the connection broke, but the host does give: go on
                     reasons.append(f"{hosts.pop(0).split('/')[2]}: {error}")
-    return [(found[name], files.record_of(here / name)) for name in names], ""
+    return [(found[name], files.record_path(here / name)) for name in names], ""

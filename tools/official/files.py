@@ -1,5 +1,5 @@
 """Data files: reading what others wrote, and the records that vouch for it. What does not fit is a ValueError here,
-which one_line() makes a UserError, and not a surprise after a day of training. Nothing is unpickled.
+which errors_in_one_line() makes a UserError, and not a surprise after a day of training. Nothing is unpickled.
 """
 import contextlib
 import hashlib
@@ -20,7 +20,7 @@ INFO = ("qpos", "button_states")                             # what the rewards 
 RECORD = ("path", "bytes", "mtime", "sha256", "recorded")    # what every record has; the rest is the file's origin
 
 
-def need(ok, message: str) -> None:
+def require(ok, message: str) -> None:
     if not ok:
         raise ValueError(message)
 
@@ -31,32 +31,32 @@ def checked(file, widths: dict, where: str = "") -> dict[str, np.ndarray]:
     found, rows = {}, None
     for key, width in widths.items():
         name = where + key
-        need(key in file, f"it has no {name!r}")
+        require(key in file, f"it has no {name!r}")
         array = np.asarray(file[key])
-        need(array.dtype.kind in "fiub" and array.ndim and array.size, f"{name} is no array of numbers, or empty")
+        require(array.dtype.kind in "fiub" and array.ndim and array.size, f"{name} is no array of numbers, or empty")
         rows = rows or len(array)
         shape = (rows, *(array.shape[1:2] if width is None else width))
-        need(array.shape == shape, f"{name} have shape {array.shape}, not {shape}")
+        require(array.shape == shape, f"{name} have shape {array.shape}, not {shape}")
         largest = max(float(array.max()), -float(array.min()))                 # NaN if one of them is
-        need(largest < 3e38, f"{name} contain NaN or infinite values")         # float32 goes no further
-        need(key != "actions" or largest < 1.001, f"{name} reach {largest:.3g}, outside [-1, 1]")     # rounding may
+        require(largest < 3e38, f"{name} contain NaN or infinite values")         # float32 goes no further
+        require(key != "actions" or largest < 1.001, f"{name} reach {largest:.3g}, outside [-1, 1]")     # rounding may
         found[key] = array = array.astype(np.float32, copy=False)
         if key in ("dones", "terminals", "masks"):
-            need(np.isin(array, (0, 1)).all(), f"{name} are not all 0 or 1")
-        need(key != "terminals" or array[-1], "terminals[-1] is not 1: the last episode has no end")
+            require(np.isin(array, (0, 1)).all(), f"{name} are not all 0 or 1")
+        require(key != "terminals" or array[-1], "terminals[-1] is not 1: the last episode has no end")
     return found
 
 
 def in_order(demos) -> list[str]:
     """The names of a robomimic file's demonstrations by their numbers: demo_10 comes after demo_9."""
-    need(len(demos), "it holds no demonstration")
+    require(len(demos), "it holds no demonstration")
     for name in demos:
-        need(name.removeprefix("demo_").isdecimal(), f"{name!r} is not named demo_<number>")
+        require(name.removeprefix("demo_").isdecimal(), f"{name!r} is not named demo_<number>")
     return sorted(demos, key=lambda name: int(name.removeprefix("demo_")))
 
 
 def checked_file(path: Path, widths: dict) -> dict[str, np.ndarray]:
-    need(zipfile.is_zipfile(path) or h5py.is_hdf5(path), "it is neither a whole npz file nor HDF5")
+    require(zipfile.is_zipfile(path) or h5py.is_hdf5(path), "it is neither a whole npz file nor HDF5")
     with h5py.File(path, "r") if h5py.is_hdf5(path) else np.load(path, allow_pickle=False) as file:
         return checked(file, widths)
 
@@ -67,7 +67,7 @@ def play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
     info = INFO if task.source.startswith(("scene", "puzzle")) else INFO[:1]
     widths = dict(observations=(task.obs_dim,), actions=(task.action_dim,), terminals=())
     rows = checked_file(path, widths | dict.fromkeys((*info, *more)))
-    need(not rows["terminals"].all(), "it holds no transition")
+    require(not rows["terminals"].all(), "it holds no transition")
     return rows
 
 
@@ -80,7 +80,7 @@ def count(terminals: np.ndarray, reached: np.ndarray) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------------ records
-def record_of(path: Path) -> Path:
+def record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
@@ -106,7 +106,7 @@ def recorded(path: Path, record: Path) -> dict | None:
         return entry if entry["path"] == os.path.relpath(path, record.parent) else None
 
 
-def trusted(path: Path, record: Path, read) -> dict:
+def checked_record(path: Path, record: Path, read) -> dict:
     """A file's record: RECORD and its origin. Before one is made the file is read. Later size and time are compared,
     and where only the time differs the checksum. ValueError where it has changed."""
     entry, stat = recorded(path, record), path.stat()
@@ -115,13 +115,13 @@ def trusted(path: Path, record: Path, read) -> dict:
     elif (stat.st_size, stat.st_mtime_ns) == (entry["bytes"], entry["mtime"]):
         return entry
     else:
-        need(sha256(path) == entry["sha256"],
+        require(sha256(path) == entry["sha256"],
              f"it has changed since {entry['recorded']}: if that was meant, delete {record}")
     return remember(path, record, **entry or {})
 
 
 @contextlib.contextmanager
-def one_line(path: Path, task: envs.Task):
+def errors_in_one_line(path: Path, task: envs.Task):
     """Whatever is wrong with a file becomes a UserError. Only a file whose record says that this project fetched or
     generated it may be deleted: any other may be somebody's only copy."""
     try:
@@ -129,7 +129,7 @@ def one_line(path: Path, task: envs.Task):
     except (UserError, ImportError, MemoryError):          # the last two are not the file's fault
         raise
     except Exception as error:           # for a broken file the libraries raise OSError, KeyError, BadZipFile, ...
-        is_ours = {"url", "generator"} & set(recorded(path, record_of(path)) or ())
+        is_ours = {"url", "generator"} & set(recorded(path, record_path(path)) or ())
         advice = "; delete it to fetch or generate it again" if is_ours else ""
         raise UserError(f"{path} is no usable data of {task.name}: {in_one_line(error)}{advice}") from None
 

@@ -45,8 +45,8 @@ def replay(task: envs.Task, source: dict, episodes: int) -> None:
     if episodes < 1 or task.suite == "own":
         raise UserError("--check replays episodes of the paper's tasks, at least one")
     path = Path(source["files"][0])
-    with files.one_line(path, task):
-        files.need(len(source["files"]) > 1 or files.sha256(path) == source["sha256"],
+    with files.errors_in_one_line(path, task):
+        files.require(len(source["files"]) > 1 or files.sha256(path) == source["sha256"],
                    "it no longer has the checksum that was recorded")
         fits, text = (replay_robomimic if task.suite == "robomimic" else replay_ogbench)(task, path, episodes)
     print(text)

@@ -59,7 +59,7 @@ def _make(path: Path, kinds: list, write, workers: int, **origin) -> None:
     """One file, unless it is there. kinds: (name, how much of it, make(index) -> episode)."""
     parts = path.with_name(path.name + ".parts")           # the finished attempts
     # A user may delete a set's record. Where the attempts are there too, it had not been written yet.
-    if not path.exists() or parts.exists() and not files.record_of(path).exists():
+    if not path.exists() or parts.exists() and not files.record_path(path).exists():
         parts.mkdir(parents=True, exist_ok=True)
         chosen, tried = [], {}
         for kind, wanted, make in kinds:
@@ -157,7 +157,7 @@ def _assemble(path: Path, write, **origin) -> None:
     _whole(path, write)
     versions = {d.name: d.version for d in metadata.distributions()
                 if d.name in ("mujoco", "robosuite", "ogbench", "numpy")}
-    files.remember(path, files.record_of(path), generator=VERSION, seed=envs.DATA_SEED, **origin, versions=versions)
+    files.remember(path, files.record_path(path), generator=VERSION, seed=envs.DATA_SEED, **origin, versions=versions)
 
 
 def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
