@@ -291,4 +291,3 @@ def problem_with(f: dataclasses.Field, value) -> str:
     if choices and value not in choices:
         return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
     return ""
-

@@ -43,7 +43,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     columns = {name: [] for name in FIELDS}
     with h5py.File(path, "r") as file:
         for name in files.in_order(file["data"]):
-            sides = [side for side in ("obs", "next_obs") if side == "obs" or side in file["data"][name]]
+            sides = ("obs", "next_obs") if "next_obs" in file["data"][name] else ("obs",)
             all_widths = widths | {f"{side}/{key}": (n,) for side in sides for key, n in sizes.items()}
             demo = files.checked(file["data"][name], all_widths, name + "/")
             obs, *next_obs = (np.concatenate([demo[f"{side}/{key}"] for key in sizes], axis=1) for side in sides)

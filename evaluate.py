@@ -6,6 +6,7 @@
 Episode i always begins from seed EVAL_SEED + i and draws its own noise, so every policy meets the same episodes, and
 training's random numbers are never touched. Training evaluates with the same class, Evaluator.
 """
+import contextlib
 import functools
 import os
 from pathlib import Path
@@ -110,9 +111,8 @@ def main() -> None:
     read_rows(table)                                       # UserError now, and not after an hour, for what is no table
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
-    evaluator = Evaluator(envs.task(policy.config.task), args.workers or os.cpu_count())
-    result = evaluator(policy.act, args.episodes, args.best_of or None)
-    evaluator.close()
+    with contextlib.closing(Evaluator(envs.task(policy.config.task), args.workers or os.cpu_count())) as evaluator:
+        result = evaluator(policy.act, args.episodes, args.best_of or None)
     best_of = args.best_of or policy.config.best_of
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")

@@ -27,7 +27,7 @@ from buffer import ReplayBuffer
 from config import METHODS, SOURCES, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
-from tools.training.files import in_one_line, read_newest, save_state, write_whole
+from tools.training.files import in_one_line, read_newest, save_state, write_json
 
 ACTING = ("actor", "critic")         # the networks that choose an action
 
@@ -119,7 +119,7 @@ def export(folder: str | Path, to: str | Path) -> None:
     networks = {name: state["algorithm"][name] for name in ACTING}
     save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
     record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
-    write_whole(to / "config.json", json.dumps(record, indent=1).encode())
+    write_json(to / "config.json", record)
 
 
 def load_networks(algo: DFP, state: dict, where: Path) -> None:

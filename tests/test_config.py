@@ -107,6 +107,12 @@ def test_help_and_print_config(capsys):
         parse("", ["--help"])
     text = capsys.readouterr().out
     assert all("--" + name.replace("_", "-") in text for name in vars(build({})))
+    assert text.index("policy improvement:") < text.index("--num-candidates") < text.index("the baselines:")
+    with pytest.raises(SystemExit):
+        parse("", ["--task", "list"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[0] for line in lines] == TASKS and "lift robomimic 19 7 300 300 demonstrations".split() in lines
+    assert "cube-quadruple-task3 ogbench 55 5 1000 100M transitions of play".split() in lines
     with pytest.raises(SystemExit):
         parse("", ["--task", "lift", "--print-config"])
     text = capsys.readouterr().out

@@ -14,9 +14,11 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
+import evaluate
 import run
 from buffer import FIELDS, ReplayBuffer
 from config import UserError, build
+from conftest import ROOT
 from test_scripts import script
 from tools.standins import generate
 from tools.training import command_line, files, saving
@@ -265,7 +267,7 @@ def test_damaged_records_are_refused(folder):
         assert "not a run's folder: its config.json cannot be read" in loaded(folder)
 
 
-def test_an_exported_policy_acts_as_its_run(folder, tmp_path):
+def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
     def chunks(where):
         return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
     alone, before = tmp_path / "policies" / "lift", contents(folder)
@@ -275,6 +277,19 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path):
     assert (alone / "policy.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 3
     assert str(tmp_path) not in (alone / "config.json").read_text()
     assert "holds a run already" in said(run.export, alone, folder) and contents(folder) == before
+    result = {"success": 0.5, "episodes": 2, "length": 3.0, "return": -3.0}
+    monkeypatch.setattr("evaluate.Evaluator.__call__", lambda *_: result)
+    for where in (alone, folder):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", str(where)])
+        evaluate.main()
+        assert (where / "evaluate.csv").exists() == (where == folder)          # a policy's folder gets no table
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "policies").iterdir()), ids=lambda path: path.name)
+def test_shipped_policies_are_of_their_task_and_complete(path):
+    policy = run.load(path)
+    c = policy.config
+    assert (c.task, policy.step, policy.stage) == (path.name, c.offline_steps + c.online_steps, "online")
 
 
 # ---------------------------------------------------------------------------------------------- tables

@@ -86,7 +86,7 @@ def test_whole_run_leaves_a_whole_folder(first):
     assert train[0]["topk_loss"] == "" and float(train[-1]["topk_loss"]) > 0
     record = json.loads((out / "config.json").read_text())
     assert record["data"]["kind"] == "generated" and len(record["data"]["sha256"]) == 64 and record["versions"]["torch"]
-    assert "done: success" in output and "data: generated" in output
+    assert all(words in output for words in ("data: generated", "30 offline and 40 online steps", "done: success"))
     # the bar says why it stands still, and then what came of it
     assert f"evaluating, {evals[0]['episodes']} episodes" in output
     assert f"success={float(evals[0]['success']):.0%}" in output

@@ -56,6 +56,15 @@ def test_seeds_differ():
     assert infos[0]["q"] != infos[1]["q"]
 
 
+def test_unequal_numbers_of_updates_are_refused():
+    one, two = make("dfp"), make("dfp", seed=1)
+    one.update(batch_for(one))
+    two.update(batch_for(two))
+    two.update(batch_for(two))
+    with pytest.raises(ValueError, match="different numbers"):
+        Together([one, two])
+
+
 def numbers(folder, name):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder / name)]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 import envs
 from config import UserError
-from tools.training.files import in_one_line, write_whole
+from tools.training.files import in_one_line, write_json
 
 INFO = ("qpos", "button_states")                             # what the rewards of OGBench's tasks follow from
 RECORD = ("path", "bytes", "mtime", "sha256", "recorded")    # what every record has; the rest is the file's origin
@@ -38,7 +38,7 @@ def checked(file, widths: dict, where: str = "") -> dict[str, np.ndarray]:
         shape = (rows, *(array.shape[1:2] if width is None else width))
         require(array.shape == shape, f"{name} have shape {array.shape}, not {shape}")
         largest = max(float(array.max()), -float(array.min()))                 # NaN if one of them is
-        require(largest < 3e38, f"{name} contain NaN or infinite values")         # float32 goes no further
+        require(largest < 3e38, f"{name} contain NaN or infinite values")      # float32 goes no further
         require(key != "actions" or largest < 1.001, f"{name} reach {largest:.3g}, outside [-1, 1]")     # rounding may
         found[key] = array = array.astype(np.float32, copy=False)
         if key in ("dones", "terminals", "masks"):
@@ -95,7 +95,7 @@ def remember(path: Path, record: Path, /, **origin) -> dict:
     entry = origin | dict(path=os.path.relpath(path, record.parent), bytes=stat.st_size, mtime=stat.st_mtime_ns,
                           sha256=sha256(path), recorded=time.strftime("%Y-%m-%dT%H:%M:%S"))
     record.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(record, json.dumps(entry, indent=1).encode())
+    write_json(record, entry)
     return entry
 
 
@@ -116,7 +116,7 @@ def checked_record(path: Path, record: Path, read) -> dict:
         return entry
     else:
         require(sha256(path) == entry["sha256"],
-             f"it has changed since {entry['recorded']}: if that was meant, delete {record}")
+                f"it has changed since {entry['recorded']}: if that was meant, delete {record}")
     return remember(path, record, **entry or {})
 
 
@@ -132,4 +132,3 @@ def errors_in_one_line(path: Path, task: envs.Task):
         is_ours = {"url", "generator"} & set(recorded(path, record_path(path)) or ())
         advice = "; delete it to fetch or generate it again" if is_ours else ""
         raise UserError(f"{path} is no usable data of {task.name}: {in_one_line(error)}{advice}") from None
-

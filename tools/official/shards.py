@@ -22,7 +22,7 @@ from tqdm import tqdm
 import envs
 from buffer import FIELDS, ReplayBuffer
 from tools.official import files
-from tools.training.files import write_whole
+from tools.training.files import write_json
 
 
 def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, read) -> tuple[dict, dict]:
@@ -41,7 +41,7 @@ def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, 
     missing = list(zip(paths, records))[len(index["files"]):]
     for path, record in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
         index["files"].append(dict(file=path.name, sha256=record["sha256"]) | append(place, index, path, read))
-        write_whole(place / "index.json", json.dumps(index, indent=1).encode())
+        write_json(place / "index.json", index)
     used, which = index["files"][: len(paths)], tasks.index(task.name)
     counts = {name: sum(entry[name] for entry in used) for name in ("transitions", "episodes")}
     counts["successes"] = sum(entry["successes"][which] for entry in used)

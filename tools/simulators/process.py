@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 from multiprocessing import resource_tracker
-from unittest import mock
 
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
@@ -22,6 +21,7 @@ def behave_as_worker() -> None:
 
 def single_threaded_children():
     """Processes started within inherit OMP_NUM_THREADS=1: one simulator needs one core, not all of them."""
+    from unittest import mock                    # late: those processes do without it
     return mock.patch.dict(os.environ, OMP_NUM_THREADS="1")
 
 

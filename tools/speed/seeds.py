@@ -77,6 +77,8 @@ class Together:
         """Adam's moments, stacked; each algorithm keeps a view, for its state_dict()."""
         own = [[a.optimizer.state[p] for p in a.optimizer.param_groups[0]["params"]] for a in self.algorithms]
         for weight, states in zip(self.optimizer.param_groups[0]["params"], zip(*own)):
+            if len({float(s.get("step", 0.0)) for s in states}) > 1:
+                raise ValueError("algorithms that have made different numbers of updates cannot be stacked")
             shared = {"step": torch.zeros((), device=weight.device), "exp_avg": torch.zeros_like(weight),
                       "exp_avg_sq": torch.zeros_like(weight)}
             if states[0]:

@@ -4,6 +4,7 @@ import csv
 import errno
 import fcntl
 import io
+import json
 import os
 import zipfile
 from pathlib import Path
@@ -32,6 +33,10 @@ def write_whole(path: Path, body, keep: bool = False) -> None:
     if keep and path.exists():
         os.replace(path, Path(f"{path}.previous"))
     os.replace(temporary, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    write_whole(path, json.dumps(content, indent=1).encode())
 
 
 def save_state(path: Path, state: dict) -> None:
@@ -113,9 +118,8 @@ COLUMNS = {"eval.csv": EVAL_COLUMNS, "evaluate.csv": EVALUATE_COLUMNS}          
 def read_rows(path: Path) -> list[dict]:
     """A table's rows, as text; none where there is no file. UserError where it is no such table."""
     try:
-        reader = csv.DictReader(io.StringIO(whole_lines(path).decode(), newline=""), strict=True)
-        rows = [*reader]
-        header = tuple(reader.fieldnames or ())
+        rows = [*csv.DictReader(io.StringIO(whole_lines(path).decode(), newline=""), strict=True)]
+        header = tuple(rows[0]) if rows else ()
         if rows and header != COLUMNS.get(path.name, ("step", "stage", *header[2:])):
             raise ValueError("other columns than a run's")
         for row in rows:
@@ -146,8 +150,7 @@ def write_rows(path: Path, rows: list[dict], header) -> None:
 
 
 def append_row(path: Path, row: dict) -> None:
-    """One row at the end, whole or not at all. Columns that appear later, as stage 2 has more losses, are added to the
-    header. OSError when the disk is full, and the table is as before."""
+    """One row at the end, whole or not at all; the header grows, as stage 2 has more losses. OSError on a full disk."""
     old = whole_lines(path)
     header = next(csv.reader([line.decode() for line in old.splitlines()[:1]]), [])
     if not set(row) <= set(header):
@@ -172,8 +175,7 @@ def cut_rows_after(folder: Path, step: int) -> None:
 
 
 def take_rows(sibling: Path, folder: Path, last: int, episodes: int) -> None:
-    """Stage 1's rows of the sibling it was taken from. The last evaluation only if it had as many episodes as this
-    run's would."""
+    """Stage 1's rows of a sibling; the last evaluation only if it had as many episodes as this run's would."""
     for name in ("train.csv", "eval.csv"):
         rows = [row for row in read_rows(sibling / name) if row["stage"] == "offline"
                 and (int(row["step"]) < last or int(row.get("episodes", episodes)) == episodes)]

@@ -1,7 +1,6 @@
 """Everything a run works with, checked before anything of it is written: prepare(config, given) -> run.Run."""
 import contextlib
 import dataclasses
-import json
 import os
 import platform
 import subprocess
@@ -17,7 +16,7 @@ from config import Config, UserError
 from run import Run, algorithm, folder_of, kind_begun
 from tools.report.tracker import make_tracker
 from tools.speed.fast import set_precision
-from tools.training.files import one_at_a_time, write_whole
+from tools.training.files import one_at_a_time, write_json
 from tools.training.saving import restore
 
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
@@ -103,11 +102,12 @@ def write_config(run: Run) -> None:
     record = dict(config=dataclasses.asdict(run.config), data=run.data, command=sys.argv,
                   versions=versions | {"python": platform.python_version()}, git=git_commit(),
                   machine=dict(system=platform.platform(), cores=os.cpu_count(), gpu=gpu))
-    write_whole(run.folder / "config.json", json.dumps(record, indent=1).encode())
+    write_json(run.folder / "config.json", record)
 
 
 def git_commit() -> str:
-    words = ["git", "describe", "--always", "--dirty"]
-    with contextlib.suppress(OSError):                           # there may be no git
-        return subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
-    return ""
+    try:
+        return subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True,
+                              cwd=Path(__file__).parent).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

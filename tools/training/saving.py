@@ -138,8 +138,7 @@ def take_offline(run: Run) -> bool:
 
 
 def check_finite(run: Run, info: dict | None = None) -> dict[str, float]:
-    """The newest losses, read back from the device. UserError where one is not finite, or a weight, or one of Adam's
-    moments: an infinite one would freeze its weight without a sound."""
+    """The newest losses, read back. UserError where one, a weight or one of Adam's moments is not finite."""
     row = dict(zip(info, torch.stack(list(info.values())).tolist())) if info else {}
     state = [(name, w) for name, w in tensors(run.algo.state_dict()) if w.is_floating_point()]
     broken = [name for name, value in row.items() if not math.isfinite(value)]
