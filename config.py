@@ -201,9 +201,9 @@ def option_name(name: str) -> str:
 
 
 def nearest(word: str, known) -> str:
-    """'lst' -> "; did you mean 'lift'?" """
+    """'lst' -> "; did you mean 'lift'?", and "." where nothing is near: the end of a sentence."""
     close = difflib.get_close_matches(str(word), known, 1, 0.4)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def known_only(knobs) -> None:
@@ -213,9 +213,22 @@ def known_only(knobs) -> None:
             raise UserError(f"{reprlib.repr(name)} is no knob{nearest(name, names)}")
 
 
+PATHS = ("data", "data_dir", "out")
+
+
+def as_plain(name: str, value):
+    """A knob as files keep it: numbers and text of numpy's become Python's, and ~ the user's folder."""
+    if hasattr(value, "tolist"):                         # numpy's arrays and numbers, torch's tensors
+        value = value.tolist()
+    if name in PATHS and isinstance(value, (str, os.PathLike)):
+        value = os.path.expanduser(value)
+    return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
 def build(given: dict) -> Config:
     """A checked Config from the knobs given by name, in the order of precedence at the top of this file."""
     known_only(given)
+    given = {name: as_plain(name, value) for name, value in given.items()}
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
     for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
         if value not in known:
@@ -235,7 +248,7 @@ def build(given: dict) -> Config:
     check(config)
     if config.data not in SOURCES and not os.path.isfile(config.data):
         raise UserError(f"--data {config.data!r} is none of {', '.join(SOURCES)}{nearest(config.data, SOURCES)} "
-                        "Nor is it a file")
+                        "Nor is there such a file")
     return config
 
 
@@ -282,9 +295,8 @@ def problem_with(f: dataclasses.Field, value) -> str:
     """Why this is no value for the knob, whatever its range; "" if it is one. An int may stand for a float."""
     kind, choices = type(f.default), f.metadata["choices"]
     values = value if isinstance(value, tuple) else (value,)
-    allowed = (int, float) if kind in (float, tuple) else kind
-    fits = all(isinstance(v, allowed) and isinstance(v, bool) == (kind is bool) for v in values)     # a bool is an int
-    if not fits or isinstance(value, tuple) != (kind is tuple):
+    allowed = (int, float) if kind in (float, tuple) else (kind,)
+    if not all(type(v) in allowed for v in values) or isinstance(value, tuple) != (kind is tuple):
         return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
     if kind in (int, float, tuple) and not all(abs(v) < 2**31 for v in values):                   # nor is nan
         return f"must be below 2^31, and is {reprlib.repr(value)}"

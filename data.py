@@ -18,7 +18,7 @@ where not; anything else is a file of your own.
 """
 import functools
 import math
-import os
+import sys
 from pathlib import Path
 
 import h5py
@@ -26,7 +26,7 @@ import numpy as np
 
 import envs
 from buffer import FIELDS
-from config import SOURCES, UserError
+from config import SOURCES, UserError, option_name
 from tools.official import files
 from tools.training.files import one_at_a_time
 
@@ -41,7 +41,10 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
     widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
     columns = {name: [] for name in FIELDS}
+    files.require(h5py.is_hdf5(path), "it is no HDF5 file, as robomimic's are")
     with h5py.File(path, "r") as file:
+        files.require("data" in file, "it has no group 'data'" + files.foreign(file))
+        files.check_recorded_in(task, file["data"].attrs, path)
         for name in files.in_order(file["data"]):
             sides = ("obs", "next_obs") if "next_obs" in file["data"][name] else ("obs",)
             all_widths = widths | {f"{side}/{key}": (n,) for side in sides for key, n in sizes.items()}
@@ -113,10 +116,11 @@ def own_kind(path) -> str:
     return f"own-{Path(path).stem}"
 
 
-def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tuple[Path, Path]]]:
+def find(config, task: envs.Task, folder: Path, say, given) -> tuple[str, str, list[tuple[Path, Path]]]:
     """(kind, why this kind, [(file, its record)]) for --data."""
     # A file of your own.
     if config.data not in SOURCES:
+        refuse_unread(config, given, ("data_size", "goal_share"), "a file of your own")
         path = Path(config.data)
         return own_kind(path), "given with --data", [(path, files.record_path(folder / "own" / path.name))]
     if task.suite == "own":
@@ -124,11 +128,13 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
     # The official files, on disk or from a host.
     why = "asked for with --data generated"
     if config.data != "generated":
-        from tools.official.fetch import fetch
+        from tools.official.fetch import fetch, official
         count = math.ceil(config.data_size / 1_000_000)    # official files hold 1M transitions each; 0 = all
         most_bytes = 2e9 if config.data == "auto" else float("inf")            # more is fetched only where asked for
         found, why = fetch(task, folder, most_bytes, count, READERS[task.suite])
         if found:
+            size = ("data_size",) if len(official(task)[0]) == 1 else ()
+            refuse_unread(config, given, ("goal_share", *size), f"the official data of {task.name}")
             return "official", "", found
         if config.data == "official":
             raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
@@ -136,12 +142,21 @@ def find(config, task: envs.Task, folder: Path, say) -> tuple[str, str, list[tup
         say(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked so. ***")
     # Stand-ins, shipped or made now.
     size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
+    if not task.source.startswith("cube"):
+        refuse_unread(config, given, ("goal_share",), f"the data of {task.name}")
     if task.suite == "robomimic" and size == SHIPPED_SIZE:
         path = SHIPPED / f"{task.name}.hdf5"
         return "generated", why, [(path, files.record_path(folder / "standins" / path.name))]
     from tools.standins.generate import generate
-    made = generate(task, size, folder / "generated", config.goal_share, config.workers or os.cpu_count())
+    made = generate(task, size, folder / "generated", config.goal_share, config.workers)
     return "generated", why, [(path, files.record_path(path)) for path in made]
+
+
+def refuse_unread(config, given: set[str], names, data: str) -> None:
+    """UserError where a knob was given by hand that these data do not read."""
+    for name in given & set(names):
+        if getattr(config, name):
+            raise UserError(f"{option_name(name)} means nothing for {data}: leave it out")
 
 
 def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
@@ -150,14 +165,16 @@ def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
         return files.checked_record(path, record, lambda path: read(path, task))
 
 
-def load(config, say=print) -> tuple[dict, dict]:
+def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
-    sha256, origin, transitions, episodes, successes, longest. UserError where there are no usable data."""
-    task, folder = envs.task(config.task), Path(config.data_dir or "data").expanduser()
+    sha256, origin, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
+    there are no usable data."""
+    task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        kind, why, found = find(config, task, folder, say)
+        kind, why, found = find(config, task, folder, say, given)
         paths, records = [path for path, _ in found], [record_of_good(path, record, task) for path, record in found]
         if len(paths) == 1:
+            refuse_unread(config, given, ("mix_size",), "data in one file")
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
         else:                                              # a set in many files stays on disk
@@ -180,8 +197,8 @@ def main() -> None:
     parser.add_argument("--check", nargs="?", type=int, const=20, metavar="N")
     asked, rest = parser.parse_known_args()
     about = "Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes."
-    config, _ = command_line.parse(about, rest)
-    dataset, source = load(config, lambda _: None)
+    config, given = command_line.parse(about, rest)
+    dataset, source = load(config, functools.partial(print, file=sys.stderr), given)
     print(report.description(config, dataset, source))
     if asked.picture:
         print(f"picture    {draw(envs.task(config.task), dataset, source, Path(asked.picture))}")

@@ -34,7 +34,7 @@ class DFP:
 
     def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu", bf16: bool = False):
         self.config, self.device = config, torch.device(device)
-        self.chunk, self.action_dim = config.chunk, action_dim
+        self.chunk, self.obs_dim, self.action_dim = config.chunk, obs_dim, action_dim
         self.chunk_dim = D = config.chunk * action_dim
         hidden = (config.hidden,) * config.layers
         with torch.random.fork_rng(devices=[]):            # leaves the global generator alone; on the CPU, so
@@ -161,9 +161,12 @@ class DFP:
         """Line 1. obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
 
         generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of
-        the other rows. best_of: None = the method's N', 1 = the raw policy.
+        the other rows. best_of: None = the method's N', 1 = the raw policy. ValueError for any other obs.
         """
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        obs = torch.as_tensor(obs, dtype=torch.float32)
+        if obs.ndim != 2 or obs.shape[1] != self.obs_dim or not obs.isfinite().all():
+            raise ValueError(f"obs must be finite numbers [n, {self.obs_dim}], not {list(obs.shape)}: {obs}")
+        obs = obs.to(self.device)
         noise = self.acting_noise(len(obs), generator, best_of or self.config.best_of)
         return self.choose(obs, noise).unflatten(1, (self.chunk, self.action_dim))
 

@@ -68,12 +68,14 @@ def drift_loss(
                           positives a state include one of 1 or more, or all samples may collapse onto the mean.
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
                           for chunk steps that lie past an episode's end.
-    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; DFP gives none, nor further negatives
+    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; all of them zero give NaN. DFP gives none, nor further
+               negatives
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
     and "force_rms_<R>", the root mean square of each temperature's force before it is normalised. Raises ValueError
     where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32 under autocast;
-    float64 inputs stay float64.
+    float64 inputs stay float64. Memory: all differences at once, [B, G, G + M + P, D]. Where D is large, as of images,
+    take fewer samples or states, or drift features of them.
 
     The value says nothing about progress. With one temperature its mean over the batch is 1 *by construction*: the
     force is divided by its own size. With n of them it is at most n^2. Where samples have arrived, forces do not vanish

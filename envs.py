@@ -14,6 +14,7 @@ What all tasks share:
 """
 import logging
 import os
+import reprlib
 import warnings
 from dataclasses import dataclass
 
@@ -77,14 +78,19 @@ def list_tasks() -> str:
 
 def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
-    observations and actions in [-1, 1]; success is info["success"], or termination where there is no such entry.
-    UserError where the spaces are others."""
+    observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
+    is neither, termination. UserError where the spaces are others, and for a name that a folder cannot have."""
+    if not name.isprintable() or "/" in name or name[:1] in ("", ".", " "):
+        raise UserError(f"{name!r} cannot name a task: it must name a folder too, without slashes or a dot in front")
     env = make()
+    if not isinstance(env, gymnasium.Env):
+        raise UserError(f"{name}: make() must give a gymnasium.Env, not {type(env).__name__}")
     obs, action = env.observation_space, env.action_space
     if len(obs.shape or ()) != 1 or len(action.shape or ()) != 1:
         raise UserError(f"{name}: observations and actions must be flat vectors, not {obs} and {action}")
-    if (action.low != -1).any() or (action.high != 1).any():
-        raise UserError(f"{name}: actions must lie in [-1, 1]; gymnasium.wrappers.RescaleAction makes them")
+    if not isinstance(action, gymnasium.spaces.Box) or (action.low != -1).any() or (action.high != 1).any():
+        raise UserError(f"{name}: actions must be a Box in [-1, 1], not {action}; gymnasium.wrappers.RescaleAction "
+                        "turns any other Box into one")
     env.close()
     TABLE[name] = Task(name, "own", "", horizon, *obs.shape, *action.shape, make=make)
     if name not in TASKS:
@@ -118,8 +124,18 @@ def _errors_only(record) -> bool:
     return record.levelno >= logging.ERROR       # its warnings are about optional robots and macros, at every start
 
 
+def import_mujoco() -> None:
+    """UserError where the renderer that MUJOCO_GL asks for is not there."""
+    try:
+        import mujoco  # noqa: F401
+    except Exception as error:           # each renderer has its own
+        raise UserError(f"MUJOCO_GL={os.environ.get('MUJOCO_GL')} does not work here ({type(error).__name__} {error}); "
+                        "unset it, or install that renderer") from None
+
+
 def import_robosuite():
     """The module, imported late (OGBench users need not wait for it) and quietly."""
+    import_mujoco()
     logging.getLogger("robosuite_logs").addFilter(_errors_only)      # a filter: robosuite itself resets the level
     import robosuite
     return robosuite
@@ -176,6 +192,7 @@ class OGBenchEnv(gymnasium.Wrapper):
     """cube-*, scene, puzzle-*: ogbench's single-task environments."""
 
     def __init__(self, name: str, **overrides):
+        import_mujoco()
         import ogbench  # noqa: F401  registers the environments
         warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")  # its float64 bounds
         self.task = task(name)
@@ -200,7 +217,7 @@ class OGBenchEnv(gymnasium.Wrapper):
 
 
 class OwnEnv(gymnasium.Wrapper):
-    """A registered task, with what all tasks share."""
+    """A registered task, with what all tasks share. UserError where it does not keep gymnasium's word."""
 
     def __init__(self, task: Task, **overrides):
         super().__init__(task.make(**overrides))
@@ -209,16 +226,39 @@ class OwnEnv(gymnasium.Wrapper):
         self.action_space = gymnasium.spaces.Box(-1, 1, (task.action_dim,), np.float32)
 
     def reset(self, *, seed=None, options=None):
-        self.steps = 0
-        obs, _ = self.env.reset(seed=seed, options=options)
-        return np.asarray(obs, np.float32), {"success": False}
+        obs, _ = answer(self.env.reset(seed=seed, options=options), "reset", "(observation, info)", 2)
+        self.steps, self.success, self.told = 0, False, False
+        return self.flat(obs), {"success": False}
 
     def step(self, action):
-        obs, reward, terminated, truncated, info = self.env.step(np.clip(action, -1, 1).astype(np.float32))
+        returned = self.env.step(np.clip(action, -1, 1).astype(np.float32))
+        obs, reward, terminated, truncated, info = answer(
+            returned, "step", "(observation, reward, terminated, truncated, info)", 5)
         self.steps += 1
         truncated = not terminated and bool(truncated or self.steps >= self.horizon)
-        success = bool(info.get("success", terminated))
-        return np.asarray(obs, np.float32), float(reward), bool(terminated), truncated, {"success": success}
+        # gymnasium-robotics says is_success, and some environments succeed in mid-episode and go on.
+        said = [info[key] for key in ("success", "is_success") if key in info]
+        self.told = self.told or bool(said)
+        self.success = bool(self.success or any(said) or (terminated and not self.told))
+        return (self.flat(obs), float(reward), bool(terminated), truncated,
+                {"success": self.success, "told": self.told})
+
+    def flat(self, obs) -> np.ndarray:
+        try:
+            obs = np.asarray(obs, np.float32)
+        except (TypeError, ValueError):
+            raise UserError(f"the observation {reprlib.repr(obs)} is no array of numbers; observation_space says "
+                            f"{self.env.observation_space}") from None
+        if obs.shape != self.observation_space.shape:
+            raise UserError(f"observation has shape {obs.shape}, observation_space says {self.observation_space.shape}")
+        return obs
+
+
+def answer(returned, call: str, what: str, count: int) -> tuple:
+    """What an environment's call returned, if it is of gymnasium's form."""
+    if not isinstance(returned, tuple) or len(returned) != count:
+        raise UserError(f"{call}() must return {what}, as gymnasium has it, not {reprlib.repr(returned)}")
+    return returned
 
 
 def make(name: str | Task, **overrides) -> gymnasium.Env:

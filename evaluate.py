@@ -8,7 +8,6 @@ training's random numbers are never touched. Training evaluates with the same cl
 """
 import contextlib
 import functools
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,9 @@ import torch
 import envs
 import run
 from config import UserError
-from tools.simulators.process import SimulatorLost, Simulators
+from tools.simulators.process import SimulatorLost, Simulators, cores
 from tools.training import command_line
-from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
+from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows, say_once
 
 
 class Evaluator:
@@ -46,7 +45,7 @@ class Evaluator:
         if self.simulators is None:
             self.simulators = Simulators(self.make, self.workers)
         success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
-        todo = [*range(episodes)]
+        todo, told = [*range(episodes)], False
         episode_of, obs, noise = {}, {}, {}                                    # by simulator
 
         while todo or episode_of:
@@ -75,7 +74,11 @@ class Evaluator:
                     lengths[episode_of[i]] += 1
                     if terminated or truncated:
                         success[episode_of.pop(i)] = info["success"]
+                        told = told or info.get("told", True)
                         break
+        if not told:
+            say_once("warning: the environment's info has no 'success' and no 'is_success': an episode that terminates "
+                     "is taken for one")
         return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
                 "return": float(returns.mean())}
 
@@ -111,7 +114,8 @@ def main() -> None:
     read_rows(table)                                       # UserError now, and not after an hour, for what is no table
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
-    with contextlib.closing(Evaluator(envs.task(policy.config.task), args.workers or os.cpu_count())) as evaluator:
+    workers = min(args.workers or cores(), args.episodes)
+    with contextlib.closing(Evaluator(envs.task(policy.config.task), workers)) as evaluator:
         result = evaluator(policy.act, args.episodes, args.best_of or None)
     best_of = args.best_of or policy.config.best_of
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
@@ -122,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.main(main)
+    command_line.main(main, renders=True)

@@ -82,7 +82,7 @@ def read_config(folder: str | Path) -> tuple[Config, dict]:
 def load(folder: str | Path, device: str = "cpu") -> DFP:
     """A saved policy, ready to act: load(RUN).act(obs [n, O]) -> chunks [n, H, A]. Its .step and .stage say where the
     run stood. UserError when there is none."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     config, _ = read_config(folder)
     state = newest(folder)
     task = envs.task(config.task)
@@ -109,7 +109,8 @@ def is_exported(folder: Path) -> bool:
 def export(folder: str | Path, to: str | Path) -> None:
     """A run's policy alone, into a folder of its own: what acts, and a config.json without paths. load() and
     evaluate.py take it like a run. UserError where the second folder holds a run."""
-    (config, record), state, to = read_config(folder), newest(Path(folder)), Path(to)
+    folder, to = Path(folder).expanduser(), Path(to).expanduser()
+    (config, record), state = read_config(folder), newest(folder)
     if (to / "config.json").exists() and not is_exported(to):
         raise UserError(f"{to} holds a run already")
     kind = record["data"]["kind"]

@@ -13,7 +13,6 @@ Read online_stage(): its loop is Algorithm 1, one environment step and one updat
     line 6   step phi on the Bellman error                                           dfp.DFP.critic_loss, gradient_step
     line 7   pi_old follows pi_theta                                                 dfp.DFP.gradient_step
 """
-import sys
 from pathlib import Path
 
 import config as config_module
@@ -82,9 +81,9 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
 
 def train(**knobs) -> Path | list[Path]:
     """From Python: train(task="lift", preset="quick", seed=1) -> the run's folder (with seeds=5: all). Every knob of
-    config.py."""
-    knobs = {"resume": "--resume" in sys.argv} | knobs       # the line that a stopped run prints works for a script too
-    return both_stages(config_module.build(knobs), set(knobs))
+    config.py. UserError for what cannot work."""
+    with command_line.for_python():
+        return both_stages(config_module.build(knobs), set(knobs))
 
 
 def main() -> None:

@@ -135,6 +135,19 @@ def test_two_times():
     assert torch.allclose(t[:, 0], torch.tensor([0.7310586, 0.9308616, 1 - 1e-6]))
 
 
+def test_weights_and_times_of_mean_flow_are_the_knobs():
+    usual = make("mvp-topk", online=True)
+    algo = make("mvp-topk", online=True, ivc_weight=0.3, bc_weight=0.7, topk_weight=1.3, time_mean=0.5, time_std=2.0)
+    batch, noise = batch_for(algo), algo.draw_noise(B)
+    moved = noise | {name: (0.5 + 2 * noise[name] + 0.4) for name in ("times", "topk_times")}     # usual: -0.4 and 1
+    loss, info = algo.actor_loss(batch, noise)
+    _, expected = usual.actor_loss(batch, moved)
+    mf, ivc = expected["mf_loss"], expected["ivc_loss"]
+    best = usual.positives(batch["observations"], noise["candidates"])
+    mf_k, ivc_k = (error.mean() for error in usual.errors(batch, best, moved["topk_path"], moved["topk_times"]))
+    assert torch.allclose(loss, 0.7 * (mf + 0.3 * ivc) + 1.3 * (mf_k + 0.3 * ivc_k), rtol=1e-5)
+
+
 @pytest.mark.parametrize("method, control", [("dfp", "dfp-no-topk"), ("mvp-topk", "mvp")])
 def test_topk_variant_differs_by_its_term_alone(method, control):
     """Online alone. (The term's own value: test_golden.py.)"""

@@ -2,7 +2,11 @@
 import itertools
 import json
 import math
+import os
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +85,8 @@ def test_command_line():
 
 
 @pytest.mark.parametrize("wish, says", [
-    ("--task sqare", "did you mean 'square'"), ("--method dpf", "did you mean 'dfp'"), ("--nonsense 3", "unrecognized"),
+    ("--task sqare", "did you mean 'square'"), ("--task 123", "unknown task '123'. Known: lift"),
+    ("--data 123", "official, generated. Nor is there such a file"), ("--method dpf", "did you mean 'dfp'"), ("--nonsense 3", "unrecognized"),
     ("--preset quik", "did you mean 'quick'"), ("--data offical", "did you mean 'official'"), ("--lr nan", "--lr"),
     ("--top-k 20", "cannot exceed"), ("--batch-size 0", "--batch-size must be positive"),
     ("--hidden -3", "must be positive"), ("--discount 1.5", "(0, 1]"), ("--temperatures 0.1 0", "must be positive"),
@@ -102,6 +107,17 @@ def test_every_error_is_one_line(wish, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+def test_what_python_gives_becomes_plain():
+    """Numbers of numpy's, paths, ~: as a file would give them back, and a shell."""
+    c = build(dict(task=np.str_("lift"), lr=np.float64(1e-3), hidden=np.int64(8), compile=np.bool_(False),
+                   temperatures=np.array([0.1, 0.2]), out=Path("~/runs"), data_dir="~/data") | dict(seed=np.uint8(3)))
+    checked(c)
+    home = os.path.expanduser("~")
+    assert (c.task, c.lr, c.hidden, c.compile, c.seed) == ("lift", 1e-3, 8, False, 3)
+    assert (c.temperatures, c.out, c.data_dir) == ((0.1, 0.2), f"{home}/runs", f"{home}/data")
+    assert from_plain(json.loads(json.dumps(c.plain()))) == c
+
+
 def test_help_and_print_config(capsys):
     with pytest.raises(SystemExit):
         parse("", ["--help"])
@@ -119,8 +135,13 @@ def test_help_and_print_config(capsys):
     assert "temperatures     (0.005, 0.05)" in text and "distill_weight" not in text     # only what the method reads
 
 
-def test_user_error_ends_with_code_2(capsys):
+def test_user_error_ends_with_code_2(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x.py", "~/a", "--data=~/b", "--lr", "3"])
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setenv("HOME", "/home/me")
+
     def fail():
+        assert sys.argv[1:] == ["/home/me/a", "--data=/home/me/b", "--lr", "3"] and os.environ["MUJOCO_GL"] == "disable"
         raise UserError("say why")
     with pytest.raises(SystemExit) as stop:
         command_line.main(fail)

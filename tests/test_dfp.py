@@ -7,6 +7,7 @@ import torch
 import run
 from config import build
 from policy import gelu, sample
+from test_drift import loop_loss, points
 from tools.speed import fast
 from topk import best_action, top_k_actions
 
@@ -61,6 +62,52 @@ def test_top_k():
     for k in (0, 7):
         with pytest.raises(ValueError, match="1 <= K <= N"):
             top_k_actions(candidates, scores, k)
+
+
+def test_act_refuses_what_is_no_observation():
+    algo = make()
+    for obs in (torch.zeros(OBS), torch.zeros(2, OBS + 1), torch.full((1, OBS), torch.nan)):
+        with pytest.raises(ValueError, match=r"obs must be finite numbers \[n, 4\]"):
+            algo.act(obs)
+
+
+def test_losses_of_other_settings_against_loops():
+    """Two temperatures, neither 0.1; min; another gamma; weights and counts that all differ; chunks past an end."""
+    algo = make(online=True, temperatures=(0.07, 0.3), q_aggregate="min", discount=0.9, bc_weight=0.7, topk_weight=1.3,
+                num_generated=3, num_candidates=6, top_k=2, best_of=4)
+    counts = {name: drawn.shape[1] for name, drawn in algo.draw_noise(B).items()}
+    assert counts == dict(next=4, generated=3, candidates=6)
+    batch = {name: value.double() for name, value in make_batch().items()}
+    batch["masks"][:3], batch["valid"][:4, 2:] = 0, 0
+    noise = {name: points(B, count, 5 * A, seed=7 + i) for i, (name, count) in enumerate(counts.items())}
+    for seed, net in enumerate((algo.actor, algo.actor_old, algo.critic, algo.critic_target)):
+        for i, p in enumerate(net.double().parameters()):
+            p.data += points(*p.shape, seed=100 * seed + i, scale=0.2)
+
+    def best(net, obs, drawn, k):
+        actions = [net(obs, eps).clamp(-1, 1).detach() for eps in drawn]
+        return sorted(actions, key=lambda a: -algo.critic(obs, a).min())[:k]
+    critic_loss = 0
+    for b in range(B):
+        obs, following, action = batch["observations"][b], batch["next_observations"][b], batch["actions"][b].flatten()
+        a, = best(algo.actor, following, noise["next"][b], 1)
+        target = batch["rewards"][b] + 0.9**5 * batch["masks"][b] * algo.critic_target(following, a).min()
+        critic_loss += batch["valid"][b, 4] * (algo.critic(obs, action) - target).square().sum() / (2 * B)
+    assert torch.allclose(algo.critic_loss(batch, noise)[0], critic_loss)
+
+    x = sample(algo.actor, batch["observations"], noise["generated"]).detach()
+    data, ones = batch["actions"].flatten(1)[:, None], torch.ones(B, 9, dtype=torch.float64)
+    kept = torch.stack([torch.stack(best(algo.actor_old, batch["observations"][b], noise["candidates"][b], 2))
+                        for b in range(B)])
+    mask = batch["valid"].repeat_interleave(A, 1)[:, None]
+
+    def loops(x, y):
+        loss, *_ = loop_loss(x, y, x[:, :0], (0.07, 0.3), ones[:, :3], ones[:, : y.shape[1]], ones[:, :0])
+        return loss.mean().item()
+    bc_loss, topk_loss = loops(x * mask, data * mask), loops(x, kept)
+    loss, info = algo.actor_loss(batch, noise)
+    assert [info[name].item() for name in ("bc_loss", "topk_loss")] == pytest.approx([bc_loss, topk_loss], rel=1e-8)
+    assert loss.item() == pytest.approx(0.7 * bc_loss + 1.3 * topk_loss, rel=1e-8)
 
 
 # ------------------------------------------------------------------------------------------------------------- bf16
@@ -131,6 +178,12 @@ def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
     assert plain(0) == compiling(0) and plain(1) == compiling(1)
     said = capsys.readouterr().out
     assert said.count("going on without it") == 1 and "apt install g++" in said
+    failing(RuntimeError("C++ compile error\n\nOutput:\ncannot find -lc10\ncollect2: error: ld returned 1\n\n\n"
+                         "Set TORCHDYNAMO_VERBOSE=1 for the internal stack trace\n"))
+    monkeypatch.setattr(torch, "__path__", ["/home/me/my code/.venv/torch"])
+    assert fast.compiled(lambda x: x + 1)(1) == 2
+    assert "(RuntimeError collect2: error: ld returned 1; the space in torch's path is to blame, /home/me/my code" in (
+        capsys.readouterr().out)
     failing(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         fast.compiled(lambda x: x + 1)(1)

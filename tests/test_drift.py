@@ -161,6 +161,14 @@ def test_mean_is_one_for_one_temperature_and_within_t_and_t_squared():
     assert drift_loss(x, y, mask=mask)[0].mean().item() == pytest.approx(1, abs=1e-5)    # denominators stay B*G*D
 
 
+def test_floor_of_the_force():
+    """Positives that weigh 1e-4 leave a mean square of some 1e-10: it is divided by the floor, 1e-8, instead."""
+    x, y = points(4, 8, 6), points(4, 2, 6, seed=1)
+    loss, info = drift_loss(x, y, positive_weight=torch.full((4, 2), 1e-4, dtype=torch.float64))
+    square = info["force_rms_0.1"].item() ** 2
+    assert 1e-11 < square < 1e-9 and loss.mean().item() == pytest.approx(square / 1e-8, rel=1e-6)
+
+
 def test_invariant_under_shift_and_permutation():
     x, y = points(3, 6, 4), points(3, 5, 4, seed=1)
     loss, info = drift_loss(x, y, temperatures=(0.1, 0.4))

@@ -1,11 +1,15 @@
 """Files that do not fit: one clear line each, before anything is trained. And the records that vouch for good ones."""
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import pickle
 import shutil
+import subprocess
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -17,6 +21,7 @@ from buffer import FIELDS
 from config import UserError, build
 from test_data import with_next_obs
 from tools.official import files
+from tools.training.files import one_at_a_time, say_once
 
 LIFT, CUBE, SCENE = (envs.task(name) for name in ("lift", "cube-single-task2", "scene-task2"))
 OWN = envs.Task("reach", "own", "", 50, 3, 2)
@@ -126,7 +131,11 @@ def test_the_same_numbers_in_other_types(generated, tmp_path, kind):
 
 
 WRONG = {              # what is wrong: (file, edit, what the line says)
-    "no data": ("lift.hdf5", lambda file: file.move("data", "date"), "KeyError"),
+    "no data": ("lift.hdf5", lambda file: file.move("data", "date"), "it has no group 'data'"),
+    "raw": ("lift.hdf5", lambda file: [file.pop(f"data/demo_1/{side}") for side in ("obs", "next_obs")],
+            "it is raw, as robosuite records: robomimic's dataset_states_to_obs.py adds the observations"),
+    "another task": ("lift.hdf5", lambda file: file["data"].attrs.update(env_args='{"env_name": "PickPlaceCan"}'),
+                     "was recorded in PickPlaceCan, and lift is Lift"),
     "no next_obs": ("lift.hdf5", lambda file: file.move("data/demo_1/next_obs/object", "x"), "demo_1/next_obs/object"),
     "no demonstration": ("lift.hdf5", lambda file: [file.move(f"data/demo_{i}", f"{i}") for i in range(3)], "no demo"),
     "another name": ("lift.hdf5", lambda file: file.move("data/demo_1", "data/take_1"), "'take_1'"),
@@ -140,6 +149,12 @@ WRONG = {              # what is wrong: (file, edit, what the line says)
     "objects": ("cube.npz", put("actions", lambda a: np.array([{}] * 40, dtype=object)), "Object arrays cannot be"),
     "another world": ("cube.npz", put("qpos", lambda a: np.zeros((40, 35))), "qpos have 35 numbers"),
     "own end": ("own.hdf5", put("terminals", lambda a: a * 0), "terminals[-1] is not 1"),
+    "a column": ("own.npz", put("rewards", lambda a: a[:, None]), "it is a column: store array[:, 0]"),
+    "transposed": ("own.hdf5", put("observations", lambda a: a.T), "lies transposed, as MATLAB and Fortran write it"),
+    "D4RL": ("own.hdf5", lambda file: file.move("masks", "timeouts"), "as D4RL has it: add masks = 1 - terminals"),
+    "Minari": ("own.hdf5", lambda file: [file.move(name, f"episode_0/{name}") for name in FIELDS], "as Minari has it"),
+    "robomimic's": ("own.hdf5", lambda file: [file.move(name, f"data/demo_0/{name}") for name in FIELDS],
+                    "as robomimic has it, for lift, can and square"),
     "half masks": ("own.npz", put("masks", lambda a: a * 0.5), "masks are not all 0 or 1"),
 }
 
@@ -164,9 +179,10 @@ def test_buttons_and_rounding(tmp_path):
 # --------------------------------------------------------------------------------------------------- broken containers
 def test_a_file_of_another_task(generated):
     lift, cube = generated["lift"], generated["cube-single-task2"]
-    assert "demo_0/obs/object have shape" in complaint(lift, envs.task("can"))
+    with pytest.raises(UserError, match="was recorded in Lift, and can is PickPlaceCan: it is another task's$"):
+        data.read(lift, envs.task("can"))                  # ours, and in order: not to be deleted
     assert "observations have shape" in complaint(cube, envs.task("cube-double-task2"))
-    assert "OSError" in complaint(cube, LIFT) and "no 'observations'" in complaint(lift, CUBE)
+    assert "it is no HDF5 file" in complaint(cube, LIFT) and "no 'observations'" in complaint(lift, CUBE)
 
 
 def test_truncated_and_garbage(generated, tmp_path):
@@ -213,30 +229,90 @@ def test_a_file_is_read_once_and_changes_are_noticed(tmp_path, monkeypatch):
     os.utime(path, (1, 1))                                                     # copied or touched: the same content
     assert trust()["mtime"] == 10**9 and trust()["sha256"] == entry["sha256"] and len(read) == 1
     flip_a_bit(path)
-    with pytest.raises(ValueError, match=f"has changed since .* delete {record}"):
+    assert trust()["sha256"] == files.sha256(path) != entry["sha256"] and len(read) == 2       # yours may: read anew
+    record.write_text(json.dumps(entry | {"generator": 1}))
+    with pytest.raises(ValueError, match="has changed since 20"):                              # ours may not
         trust()
     for broken in ("{broken", "[]", "3", "{}"):
         record.write_text(broken)
         assert trust()["sha256"] == files.sha256(path) != entry["sha256"]
-    assert len(read) == 5
+    assert len(read) == 6
 
 
-def test_load_says_when_a_file_has_changed(tmp_path):
+def test_load_says_when_a_file_has_changed(tmp_path, capsys):
     path = write(play(), tmp_path / "mine.npz")
     config = build(dict(task="cube-single-task2", data=str(path), data_dir=str(tmp_path / "data")))
-    _, source = data.load(config, lambda _: None)
+    _, source = data.load(config)
     assert source["kind"] == "own-mine" and source["sha256"] == files.sha256(path)
-    record, = (tmp_path / "data").glob("own/*.json")
+    assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/own/*.json"))) == 1
     write(play(rows=60), path)
-    with pytest.raises(UserError, match=f"has changed since .*: if that was meant, delete {record}$"):
-        data.load(config)
+    assert data.load(config)[1]["sha256"] == files.sha256(path) != source["sha256"]
+    assert "mine.npz has changed since 20" in capsys.readouterr().out
+
+
+def test_files_that_cannot_be_opened_now(tmp_path, generated, monkeypatch):
+    path = shutil.copy(generated["lift"], tmp_path / "x.hdf5")
+    shutil.copy(files.record_path(generated["lift"]), files.record_path(path))     # ours: yet not to be deleted for that
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="x.hdf5 is open in another program: close it there$"):
+            data.read(path, LIFT)
+    assert data.read(path, LIFT)
+    monkeypatch.setattr(data.h5py, "is_hdf5", mock.Mock(side_effect=PermissionError))
+    with pytest.raises(UserError, match="may not be read by this user$"):
+        data.read(path, LIFT)
+
+
+def test_another_robot_is_told(tmp_path, generated, capsys):
+    """Its name, its gains and its clock, whether as robosuite 1.5 writes a controller or as older versions do."""
+    def told(**changes):
+        path = shutil.copy(generated["lift"], tmp_path / "x.hdf5")
+        with h5py.File(path, "r+") as file:
+            args = json.loads(file["data"].attrs["env_args"])
+            args["env_kwargs"] |= changes
+            file["data"].attrs["env_args"] = json.dumps(args)
+        say_once.cache_clear()
+        assert complaint(path, LIFT) == complaint(path, LIFT) == ""
+        return [line.partition("other settings: ")[2] for line in capsys.readouterr().out.splitlines()]
+    right = envs.robosuite_args("lift")["controller_configs"]["body_parts"]["right"]
+    assert told() == told(robots="Panda", controller_configs=right) == []
+    assert told(robots=["Sawyer"], control_freq=100) == [
+        "robots is ['Sawyer'] in the file, ['Panda'] here", "control_freq is 100 in the file, 20 here"]
+    assert told(controller_configs=right | {"kp": 30}) == ["controller_configs.kp is 30 in the file, 150 here"]
+
+
+@pytest.mark.parametrize("task, source, knob", [
+    ("lift", "own", "data_size"), ("lift", "own", "goal_share"), ("lift", "official", "data_size"),
+    ("cube-single-task2", "official", "goal_share"), ("lift", "generated", "goal_share"),
+    ("lift", "generated", "mix_size")])
+def test_knobs_that_the_data_do_not_read_are_refused(task, source, knob, generated, tmp_path, monkeypatch):
+    path = generated[task]
+    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([(path, tmp_path / "x.json")], ""))
+    knobs = dict(task=task, data=str(path) if source == "own" else source, data_dir=str(tmp_path))
+    assert data.load(build(knobs))[1]["kind"] == ("own-" + path.stem if source == "own" else source)
+    with pytest.raises(UserError, match=f"--{knob.replace('_', '-')} means nothing for"):
+        data.load(build(knobs | {knob: 1}), given={knob})
+
+
+def test_folders_that_can_only_be_read_and_have_no_locks(small_disk, generated, monkeypatch, capsys):
+    disk, _ = small_disk
+    path = shutil.copy(generated["lift"], disk / "x.hdf5")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    config = build(dict(task="lift", data=str(path), data_dir=str(disk)))
+    assert data.load(config)[1]["episodes"] == 3
+    with pytest.raises(UserError, match="cannot write to .*; choose another --out"), one_at_a_time(disk / "a", wait=False):
+        pass
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    with one_at_a_time(disk / "a", wait=False):
+        assert "knows no locks" in capsys.readouterr().out
 
 
 def test_only_what_can_be_had_again_is_told_to_be_deleted(tmp_path, generated):
     """Whatever is wrong with a file of one's own, or with one that another project has fetched."""
     broken = tmp_path / "mine.npz"
     broken.write_bytes(b"x" * 1000)
-    with pytest.raises(UserError, match="mine.npz is no usable data of lift: OSError") as error:
+    with pytest.raises(UserError, match="mine.npz is no usable data of lift: it is no HDF5") as error:
         data.load(build(dict(task="lift", data=str(broken), data_dir=str(tmp_path / "data"))))
     assert "delete" not in str(error.value) and not list(tmp_path.glob("data/own/*"))
     made = tmp_path / "generated" / generated["lift"].name

@@ -4,6 +4,7 @@
 
 Errors are relative to the largest reference magnitude of an array, as the recording's own tolerances are.
 """
+import copy
 from functools import partial
 from pathlib import Path
 
@@ -94,14 +95,17 @@ def make_dfp(z, prefix="", algorithm=DFP, actor="actor"):
     """A DFP, or a baseline, with the recorded networks and settings; `actor` is the recorded name of actor.mlp."""
     actor, critic, recorded = named(z, prefix + actor), named(z, prefix + "critic"), named(z, "cfg")
     _, hidden, D, _ = sizes(actor, False)
+    inputs, critic_hidden, _, members = sizes(critic, True)
     chunk = next(z[key].shape[1] for key in z if key.endswith("batch/actions"))
     known = {ours: recorded[theirs] for theirs, ours in SETTINGS.items() if theirs in recorded}
-    config = Config(**known, chunk=chunk, hidden=hidden[0], layers=len(hidden), ensemble=sizes(critic, True)[3],
-                    q_aggregate="min" if recorded.get("q_agg_min") else "mean", mask_bc=False,
-                    temperatures=recorded.get("temps", torch.empty(0)).tolist())
-    algo = algorithm(sizes(critic, True)[0] - D, D // chunk, config)
-    fill(algo.actor, actor)
-    fill(algo.critic, critic)
+    config = Config(**known, chunk=chunk, hidden=1, layers=1, q_aggregate="min" if recorded.get("q_agg_min") else "mean",
+                    mask_bc=False, temperatures=recorded.get("temps", torch.empty(0)).tolist())
+    algo = algorithm(inputs - D, D // chunk, config)
+    # Networks of any hidden widths take the place of the config's, whose are all equal.
+    algo.actor = fill(algo.make_actor(inputs - D, D, hidden), actor)
+    algo.critic = fill(Critic(inputs - D, D, critic_hidden, members, config.q_aggregate), critic)
+    algo.actor_old, algo.critic_target = (copy.deepcopy(net).requires_grad_(False) for net in (algo.actor, algo.critic))
+    algo.optimizer = torch.optim.Adam([*algo.actor.parameters(), *algo.critic.parameters()], config.lr)
     for net, name in ((algo.critic_target, "target_critic"), (algo.actor_old, "actor_ema")):
         if f"{prefix}{name}/dense0/kernel" in z:
             fill(net, named(z, prefix + name))

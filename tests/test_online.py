@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ import envs
 import toy
 import train_online
 from buffer import ReplayBuffer
-from config import UserError
+from config import UserError, build
 from data import read
 from evaluate import Evaluator
 from run import algorithm, read_config
 from tools.simulators import process
 from tools.simulators.collector import Collector
 from tools.training.files import read_newest
+from tools.training.stage import Stage
 
 
 def collected(world, act, count: int) -> list:
@@ -238,6 +240,18 @@ def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
             assert {name: result[name] for name in expected} == pytest.approx(expected)
         assert torch.equal(state, torch.random.get_rng_state())                # training's generator is left alone
         evaluator.close()
+
+
+def test_as_many_processes_as_cores_and_no_more_than_episodes(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(process.os, "sched_getaffinity", lambda _: set(range(6)))
+    for text, count in (("max 100000", 6), ("250000 100000", 3), ("900000 100000", 6)):
+        (tmp_path / "cpu.max").write_text(text)
+        monkeypatch.setattr(process, "CGROUP", tmp_path / "cpu.max")
+        assert process.cores() == count
+    monkeypatch.setattr(process, "CGROUP", tmp_path / "nowhere")
+    for workers, count in ((0, 2), (1, 1), (5, 2)):
+        run = SimpleNamespace(config=build(dict(task="toy", data="auto", workers=workers, eval_episodes=2)))
+        assert Stage(run, "offline", 1).evaluator.workers == count
 
 
 def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep_failing(failing, tmp_path):

@@ -150,7 +150,7 @@ def test_damaged_checkpoints(folder, name, at_least):
 @pytest.mark.parametrize("changes, says", [
     (dict(resume=False), "already holds a run: add --resume to continue it, or choose another --out"),
     (dict(hidden=9), "has --hidden 8, not 9"), (dict(seed=1), "has --seed 0, not 1"),
-    (dict(data="1"), "the data have changed"), (dict(offline_steps=4), "is over after 3 steps"),
+    (dict(data="1"), "holds a run on other data than"), (dict(offline_steps=4), "is over after 3 steps"),
     (dict(online_steps=4), "is at step 8 already, beyond the 7 asked for")])
 def test_another_run_does_not_go_on_from_a_checkpoint(folder, changes, says):
     assert says in resumed(folder, **changes)

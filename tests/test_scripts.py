@@ -18,12 +18,14 @@ import pytest
 import torch
 
 import run
-from config import UserError
+from config import UserError, build
 from conftest import ROOT
 from dfp import DFP
 from tools.official import fetch
+from tools.report.tracker import tracker
 from tools.training import command_line, files
 from tools.training.files import one_at_a_time
+from tools.training.prepare import load_data
 
 SMALL = ("--preset quick --no-compile --data generated --data-size 1400 --goal-share 0.3 --hidden 16 --layers 2 "
          "--batch-size 8 --offline-steps 30 --online-steps 40 --warmup 10 --eval-every 30 --eval-episodes 1 "
@@ -229,6 +231,58 @@ def test_a_broken_number_stops_and_keeps_the_last_good_state(train, tmp_path, mo
     assert files.read_state(out / "checkpoint.pt")["step"] == 20
     train("runs", resume=True)
     assert rows(out, "train.csv")[-1]["step"] == "52"
+
+
+def test_a_reader_that_goes_away_ends_it_quietly(tmp_path):
+    """python data.py | head"""
+    ours, theirs = os.pipe()
+    os.close(ours)
+    result = subprocess.run([sys.executable, str(ROOT / "data.py"), "--task", "lift", "--preset", "quick"], cwd=tmp_path,
+                            stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=100)
+    os.close(theirs)
+    assert result.returncode == 141 and "Error" not in result.stderr and "data: generated" in result.stderr
+
+
+def test_a_renderer_that_is_not_there_matters_only_to_python(home, tmp_path):
+    """A script renders nothing and says so. Python may: its choice is kept, and named where it does not work."""
+    words = f"--task cube-single-task2 --data generated --data-size 1400 --goal-share 0.3 --data-dir {home}"
+    code = "import train_online; train_online.train(**dict(word.split('=') for word in '{}'.split()), data_size=1400, " \
+           "goal_share=0.3)".format(f"task=cube-single-task2 data=generated data_dir={home}")
+    for arguments, status, says in ((["data.py", *words.split()], 0, "cube-single-task2: generated data"),
+                                    (["-c", code], 2, "error: MUJOCO_GL=nonsense does not work here (RuntimeError")):
+        result = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100,
+                                env=os.environ | {"MUJOCO_GL": "nonsense"})
+        assert (result.returncode, "Traceback" in result.stderr) == (status, False), result.stderr
+        assert says in result.stdout + result.stderr
+
+
+def test_trackers_end_with_their_run_and_fail_in_one_line(monkeypatch, tmp_path):
+    wandb = mock.MagicMock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    with pytest.raises(KeyError), tracker("wandb", tmp_path) as log:
+        log({"eval/success": 1.0}, 3)
+        assert not wandb.init.return_value.finish.called
+        raise KeyError
+    wandb.init.return_value.log.assert_called_once_with({"eval/success": 1.0}, 3)
+    wandb.init.return_value.finish.assert_called_once_with()
+    assert wandb.init.call_args.kwargs["reinit"] == "create_new"               # of several seeds each has its own
+    wandb.init.side_effect = RuntimeError("api_key not configured (no-tty)\nCall wandb.login()")
+    with pytest.raises(UserError, match=r"--log wandb does not work here: RuntimeError: api_key not .* Call wandb"):
+        tracker("wandb", tmp_path).__enter__()
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        tracker("wandb", tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("lengths, says", [([2] * 400 + [5], "warning: only 0.1% of the data's chunks of 5"),
+                                           ([13] * 20, "70.3% of the data's chunks of 5 lie within")])
+def test_the_share_of_whole_chunks_is_told(lengths, says, train, tmp_path, capsys):
+    n, ends = sum(lengths), np.cumsum(lengths) - 1
+    rng, flags = np.random.default_rng(0), np.isin(np.arange(n), ends)
+    np.savez(tmp_path / "short.npz", observations=rng.normal(size=(n, 3)), actions=rng.uniform(-1, 1, (n, 2)),
+             rewards=-np.ones(n), masks=np.ones(n), terminals=flags, next_observations=rng.normal(size=(n, 3)))
+    load_data(build(dict(task="toy", data=str(tmp_path / "short.npz"), data_dir=str(tmp_path))), set())
+    assert says in capsys.readouterr().out
 
 
 def test_report_from_run_folders(first, tmp_path):

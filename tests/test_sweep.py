@@ -133,7 +133,7 @@ def test_killed_resumed_and_shared(here, train, capsys):
 def test_side_by_side_and_failing(here, monkeypatch, capsys):
     """Six runs in four jobs, two at a time: each with one GPU and half of the cores. Those that fail end no other."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sweep, "cores", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     words = f"{LIFT} --methods dfp qc-fql dfp-no-topk --seeds 0 13 --cluster local"
     failed, logs = swept(words).split("  (what they said: ")

@@ -1,5 +1,4 @@
 """Generates stand-in data, or finds them: says where they lie.     python -m tools.demos --task lift --size 300"""
-import os
 from pathlib import Path
 
 import envs
@@ -15,10 +14,10 @@ def main() -> None:
     parser.add_argument("--goal-share", type=float, default=0.0,
                         help="cubes: share of transitions from episodes aimed at the task's goal")
     parser.add_argument("--folder", type=Path, default="data/generated")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0 = one a core")
     args = parser.parse_args()
-    if args.size < 1 or args.workers < 1 or not 0 <= args.goal_share <= 1:
-        raise UserError("--size and --workers must be positive, --goal-share must lie in [0, 1]")
+    if args.size < 1 or args.workers < 0 or not 0 <= args.goal_share <= 1:
+        raise UserError("--size must be positive, --workers not negative, and --goal-share must lie in [0, 1]")
     for path in generate(envs.task(args.task), args.size, args.folder, args.goal_share, args.workers):
         print(path)
 

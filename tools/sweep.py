@@ -20,6 +20,7 @@ import data
 import run
 from config import SOURCES, UserError
 from tools.report.__main__ import main as report
+from tools.simulators.process import cores
 from tools.training import command_line
 from tools.training.files import read_rows
 
@@ -87,14 +88,14 @@ class Job:
 def work(args, slurm: bool, groups: list, logs: Path) -> None:
     """Every group a job, as many at a time as there are slots: what a job's environment has besides, its GPU."""
     config = groups[0][0].config                                                 # one --device and --threads for all
-    gpus, jobs = [""], max(1, os.cpu_count() // (config.threads or os.cpu_count()))
+    gpus, jobs = [""], max(1, cores() // (config.threads or cores()))
     if torch.cuda.is_available() and config.device != "cpu":
         every = ",".join(map(str, range(torch.cuda.device_count())))
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", every).split(",")
         jobs = len(gpus)
     count, running = min(args.jobs or (len(groups) if slurm else jobs), len(groups)), {}
     slots = [{} if slurm else {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
-    workers = args.slurm_cpus if slurm else max(1, os.cpu_count() // count)
+    workers = args.slurm_cpus if slurm else max(1, cores() // count)
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")      # else its import closes other libraries' handlers
     import submitit
     executor = submitit.AutoExecutor(logs / "jobs", "slurm" if slurm else "local", slurm_max_num_timeout=100)

@@ -14,7 +14,7 @@ import numpy as np
 
 import envs
 from config import UserError
-from tools.training.files import in_one_line, write_json
+from tools.training.files import READ_ONLY, in_one_line, say_once, write_json
 
 INFO = ("qpos", "button_states")                             # what the rewards of OGBench's tasks follow from
 RECORD = ("path", "bytes", "mtime", "sha256", "recorded")    # what every record has; the rest is the file's origin
@@ -31,12 +31,12 @@ def checked(file, widths: dict, where: str = "") -> dict[str, np.ndarray]:
     found, rows = {}, None
     for key, width in widths.items():
         name = where + key
-        require(key in file, f"it has no {name!r}")
+        require(key in file, f"it has no {name!r}{foreign(file)}")
         array = np.asarray(file[key])
         require(array.dtype.kind in "fiub" and array.ndim and array.size, f"{name} is no array of numbers, or empty")
         rows = rows or len(array)
         shape = (rows, *(array.shape[1:2] if width is None else width))
-        require(array.shape == shape, f"{name} have shape {array.shape}, not {shape}")
+        require(array.shape == shape, f"{name} have shape {array.shape}, not {shape}{mislaid(array.shape, shape)}")
         largest = max(float(array.max()), -float(array.min()))                 # NaN if one of them is
         require(largest < 3e38, f"{name} contain NaN or infinite values")      # float32 goes no further
         require(key != "actions" or largest < 1.001, f"{name} reach {largest:.3g}, outside [-1, 1]")     # rounding may
@@ -45,6 +45,54 @@ def checked(file, widths: dict, where: str = "") -> dict[str, np.ndarray]:
             require(np.isin(array, (0, 1)).all(), f"{name} are not all 0 or 1")
         require(key != "terminals" or array[-1], "terminals[-1] is not 1: the last episode has no end")
     return found
+
+
+def mislaid(shape: tuple, wanted: tuple) -> str:
+    """How to turn an array of another layout, where it is plain which."""
+    if shape == (*wanted, 1):
+        return "; it is a column: store array[:, 0]"
+    if len(shape) == len(wanted) == 2 and shape[0] == wanted[1] != shape[1]:
+        return "; it lies transposed, as MATLAB and Fortran write it: store array.T"
+    return ""
+
+
+def foreign(file) -> str:
+    """What to do with a file, or a group in it, that another project has laid out."""
+    names = set(file)
+    if "states" in names and "obs" not in names:
+        return "; it is raw, as robosuite records: robomimic's dataset_states_to_obs.py adds the observations"
+    if "timeouts" in names:
+        return ("; it is laid out as D4RL has it: add masks = 1 - terminals, then terminals = terminals | timeouts, "
+                "and next_observations")
+    if any(name.startswith("episode_") for name in names):
+        return ("; it is laid out as Minari has it: join its episodes, with masks = 1 - terminations, terminals = 1 at "
+                "each one's last row, next_observations = observations[1:], observations = observations[:-1]")
+    return "; it is laid out as robomimic has it, for lift, can and square" if "data" in names else ""
+
+
+def check_recorded_in(task: envs.Task, attrs, path: Path) -> None:
+    """UserError where a robomimic file says that it is of another task, so that nothing is wrong with the file; a
+    warning for each setting of the robot that is another one here."""
+    recorded = json.loads(attrs.get("env_args", "{}"))
+    theirs, ours = dict(recorded.get("env_kwargs", {})), envs.robosuite_args(task)
+    if recorded.get("env_name", task.source) != task.source:
+        raise UserError(f"{path} was recorded in {recorded['env_name']}, and {task.name} is {task.source}: it is another "
+                        "task's")
+    if isinstance(theirs.get("robots"), str):
+        theirs["robots"] = [theirs["robots"]]
+    controller = theirs.get("controller_configs")
+    if isinstance(controller, dict) and "body_parts" not in controller:                     # of robosuite before 1.5
+        ours["controller_configs"] = ours["controller_configs"]["body_parts"]["right"]
+    moving = {name: ours[name] for name in ("robots", "controller_configs", "control_freq")}   # what moves the arm
+    for line in differences(theirs, moving):
+        say_once(f"warning: {path} was recorded with other settings: {line}")
+
+
+def differences(theirs, ours, name: str = "") -> list[str]:
+    """A text for each setting that is another in the file than here."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        return sum((differences(theirs[key], ours[key], f"{name}.{key}") for key in ours if key in theirs), [])
+    return [f"{name[1:]} is {theirs} in the file, {ours} here"] if theirs != ours else []
 
 
 def in_order(demos) -> list[str]:
@@ -71,6 +119,12 @@ def play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
     return rows
 
 
+def lengths(dataset: dict) -> np.ndarray:
+    """How many steps each episode has."""
+    lasts = dataset["lasts"].numpy() if "lasts" in dataset else np.flatnonzero(dataset["terminals"])
+    return np.diff(lasts, prepend=-1)
+
+
 def count(terminals: np.ndarray, reached: np.ndarray) -> dict:
     """What a run records of its data; reached: whether the goal is, row by row."""
     starts = np.flatnonzero(np.r_[1, terminals[:-1]])
@@ -94,8 +148,12 @@ def remember(path: Path, record: Path, /, **origin) -> dict:
     stat = path.stat()
     entry = origin | dict(path=os.path.relpath(path, record.parent), bytes=stat.st_size, mtime=stat.st_mtime_ns,
                           sha256=sha256(path), recorded=time.strftime("%Y-%m-%dT%H:%M:%S"))
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_json(record, entry)
+    try:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, entry)
+    except OSError as error:
+        if error.errno not in READ_ONLY:                   # there the file is read anew each time
+            raise
     return entry
 
 
@@ -106,29 +164,38 @@ def recorded(path: Path, record: Path) -> dict | None:
         return entry if entry["path"] == os.path.relpath(path, record.parent) else None
 
 
+def is_ours(entry: dict | None) -> bool:
+    """Whether this project fetched or generated the file. Any other may be somebody's only copy."""
+    return bool({"url", "generator"} & set(entry or ()))
+
+
 def checked_record(path: Path, record: Path, read) -> dict:
     """A file's record: RECORD and its origin. Before one is made the file is read. Later size and time are compared,
-    and where only the time differs the checksum. ValueError where it has changed."""
+    and where only the time differs the checksum. ValueError where a file of ours has changed; yours may, and is read
+    anew."""
     entry, stat = recorded(path, record), path.stat()
+    if entry and (stat.st_size, stat.st_mtime_ns) == (entry["bytes"], entry["mtime"]):
+        return entry
+    if entry and sha256(path) != entry["sha256"]:
+        require(not is_ours(entry), f"it has changed since {entry['recorded']}")
+        say_once(f"{path} has changed since {entry['recorded']} and is read anew")
+        entry = None
     if entry is None:
         read(path)
-    elif (stat.st_size, stat.st_mtime_ns) == (entry["bytes"], entry["mtime"]):
-        return entry
-    else:
-        require(sha256(path) == entry["sha256"],
-                f"it has changed since {entry['recorded']}: if that was meant, delete {record}")
     return remember(path, record, **entry or {})
 
 
 @contextlib.contextmanager
 def errors_in_one_line(path: Path, task: envs.Task):
-    """Whatever is wrong with a file becomes a UserError. Only a file whose record says that this project fetched or
-    generated it may be deleted: any other may be somebody's only copy."""
+    """Whatever is wrong with a file becomes a UserError. What it advises loses nobody's only copy."""
     try:
         yield
     except (UserError, ImportError, MemoryError):          # the last two are not the file's fault
         raise
+    except BlockingIOError:
+        raise UserError(f"{path} is open in another program: close it there") from None
+    except PermissionError:
+        raise UserError(f"{path} may not be read by this user") from None
     except Exception as error:           # for a broken file the libraries raise OSError, KeyError, BadZipFile, ...
-        is_ours = {"url", "generator"} & set(recorded(path, record_path(path)) or ())
-        advice = "; delete it to fetch or generate it again" if is_ours else ""
+        advice = "; delete it to fetch or generate it again" if is_ours(recorded(path, record_path(path))) else ""
         raise UserError(f"{path} is no usable data of {task.name}: {in_one_line(error)}{advice}") from None

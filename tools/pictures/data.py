@@ -5,7 +5,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import envs
-from tools.report.dataset import columns, spaced
+from tools.official import files
+from tools.report.dataset import spaced
 
 # Where hand and object stand in an observation. Robomimic: envs.OBS_KEYS. OGBench: joints 12, hand 3, yaw 2, fingers 2,
 # then the object, which puzzles lack.
@@ -14,7 +15,7 @@ PLACES = {"robomimic": dict(hand=0, object=9), "ogbench": dict(hand=12, object=1
 
 def draw(task: envs.Task, dataset: dict, source: dict, folder: Path, episodes: int = 30) -> Path:
     """Lengths of all episodes; paths of the hand and of the first object in some, seen from above and from the side."""
-    lengths = columns(dataset)[0]
+    lengths = files.lengths(dataset)
     ends = np.cumsum(lengths)
     observations = dataset["records"].numpy() if "records" in dataset else dataset["observations"]
     figure = Figure(figsize=(11, 3.4), layout="constrained")

@@ -17,7 +17,7 @@ SAME = 0.05              # OGBench: most that two observations of one state may 
 
 def description(config: Config, dataset: dict, source: dict) -> str:
     """What `python data.py` prints; arguments as data.load has them."""
-    lengths, actions = columns(dataset)
+    lengths, actions = files.lengths(dataset), first_actions(dataset)
     return "\n".join((
         f"{config.task}: {source['kind']} data{', ' if source['why'] else ''}{source['why']}",
         f"file       {source['path']}, {len(source['files'])} in all",
@@ -27,12 +27,12 @@ def description(config: Config, dataset: dict, source: dict) -> str:
         f"actions    {'  '.join(f'{low:.2f} to {high:.2f}' for low, high in zip(actions.min(0), actions.max(0)))}"))
 
 
-def columns(dataset: dict) -> tuple[np.ndarray, np.ndarray]:
-    """(length of each episode, actions [n, A]); of a set in many files, the actions of its first rows."""
+def first_actions(dataset: dict) -> np.ndarray:
+    """All actions [n, A]; of a set in many files, those of its first rows."""
     if "records" not in dataset:
-        return np.diff(np.flatnonzero(dataset["terminals"]), prepend=-1), dataset["actions"]
-    rows, end = dataset["records"][:100_000].numpy(), dataset["terminal_at"]
-    return np.diff(dataset["lasts"].numpy(), prepend=-1), rows[:, end - dataset["action_dim"] : end]
+        return dataset["actions"]
+    end = dataset["terminal_at"]
+    return dataset["records"][:100_000, end - dataset["action_dim"] : end].numpy()
 
 
 def spaced(values, count: int):
@@ -79,18 +79,9 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, 
             succeeded.append(bool(env._check_success()))
         recorded = json.loads(file["data"].attrs["env_args"])
     env.close()
-    theirs, args = dict(recorded["env_kwargs"], robosuite=recorded.get("env_version")), envs.robosuite_args(task)
-    ours = {name: args[name] for name in ("controller_configs", "control_freq")}             # what moves the arm
-    ours["robosuite"], share = envs.import_robosuite().__version__, np.mean(succeeded)
-    text = f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%})"
-    return share >= ENOUGH, "\n".join([text, *differences(theirs, ours)])
-
-
-def differences(theirs, ours, name: str = "") -> list[str]:
-    """A line for each setting that is another in the file than here."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        return sum((differences(theirs[key], ours[key], f"{name}.{key}") for key in ours if key in theirs), [])
-    return [f"differs    {name[1:]}: {theirs} in the file, {ours} here"] if theirs != ours else []
+    share, installed = np.mean(succeeded), envs.import_robosuite().__version__
+    return share >= ENOUGH, (f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%}); "
+                             f"recorded with robosuite {recorded.get('env_version')}, {installed} is installed")
 
 
 def replay_ogbench(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:

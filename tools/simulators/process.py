@@ -1,15 +1,22 @@
 """Environments in processes of their own, which may die, hang or raise: every such failure is met in one place."""
+import ast
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper
 
 from config import UserError
+
+
+CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 
 def behave_as_worker() -> None:
@@ -19,10 +26,37 @@ def behave_as_worker() -> None:
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def single_threaded_children():
-    """Processes started within inherit OMP_NUM_THREADS=1: one simulator needs one core, not all of them."""
+@contextlib.contextmanager
+def children():
+    """Processes started within inherit one thread, as a simulator needs one core alone, no renderer, whatever the shell
+    says, and the script that runs only where it can be imported again."""
     from unittest import mock                    # late: those processes do without it
-    return mock.patch.dict(os.environ, OMP_NUM_THREADS="1")
+    script = contextlib.nullcontext()
+    if not can_be_imported():                    # classes and functions of such a script travel by value
+        script = mock.patch.multiple(sys.modules["__main__"], create=True, __file__=None, __spec__=None)
+    with script, mock.patch.dict(os.environ, OMP_NUM_THREADS="1", MUJOCO_GL="disable"):
+        yield
+
+
+def can_be_imported() -> bool:
+    """Whether a new process may import the script that runs. Not one from standard input, nor one that works as soon as
+    it is imported, without `if __name__ == "__main__":`."""
+    script, frame = vars(sys.modules["__main__"]), sys._getframe()
+    if not os.path.isfile(script.get("__file__") or ""):
+        return False
+    while frame and not (frame.f_globals is script and frame.f_code.co_name == "<module>"):
+        frame = frame.f_back
+    statements = ast.parse(Path(script["__file__"]).read_bytes()).body if frame else []
+    return not frame or any(isinstance(s, ast.If) and s.lineno <= frame.f_lineno <= s.end_lineno for s in statements)
+
+
+def cores() -> int:
+    """CPU cores that this process may use: those it is bound to, and no more than its container's share."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with contextlib.suppress(OSError, ValueError):         # no such file, or "max"
+        quota, period = CGROUP.read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    return count
 
 
 class SimulatorLost(Exception):
@@ -42,7 +76,7 @@ class Simulators:
         resource_tracker.ensure_running()        # started by the first process, it would unblock the signal
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # children inherit: see behave_as_worker
         try:
-            with single_threaded_children():
+            with children():
                 for _ in range(count):
                     mine, theirs = context.Pipe()
                     # cloudpickle, because a task of your own may be a lambda, or a class of a notebook
@@ -68,7 +102,7 @@ class Simulators:
 
     def receive(self, i: int) -> tuple:
         """What environment i's reset() or step() returned. SimulatorLost where no answer comes; UserError for numbers
-        that are not finite."""
+        that are not finite, and for what an environment does wrong."""
         try:
             if not self.pipes[i].poll(PATIENCE):
                 raise SimulatorLost(f"no answer in {PATIENCE} seconds")
@@ -76,6 +110,8 @@ class Simulators:
         except (EOFError, OSError):
             self.processes[i].join(1)
             raise SimulatorLost(f"its process ended with exit code {self.processes[i].exitcode}") from None
+        if isinstance(answer, UserError):
+            raise answer
         if isinstance(answer, str):
             raise SimulatorLost(answer)
         if not all(np.isfinite(number).all() for number in answer[:-1]):
@@ -91,7 +127,7 @@ class Simulators:
 
 
 def _serve(make, pipe) -> None:
-    """A simulator's process. An exception's text is an answer too, the last."""
+    """A simulator's process. An exception is an answer too, the last: of any but ours only its text may be sent."""
     behave_as_worker()
     try:
         env = make()
@@ -107,4 +143,4 @@ def _serve(make, pipe) -> None:
                     break
     except Exception as error:       # the environment's, or EOFError: the main process is gone, nobody hears it
         with contextlib.suppress(OSError):
-            pipe.send(f"{type(error).__name__} {error}".strip())
+            pipe.send(error if isinstance(error, UserError) else f"{type(error).__name__} {error}".strip())

@@ -3,12 +3,9 @@
     update = fast_update(algo, buffer)       update(starts) = algo.update(buffer.chunks(starts))
     act = fast_act(algo)                     act(obs, generator) = algo.act(obs, generator)
 """
-import functools
-
 import torch
 
-say_once = functools.cache(print)
-
+from tools.training.files import say_once
 
 def set_precision(config) -> None:
     """Of passes that train: TF32 on CUDA, or fp32. (Of passes without a gradient: bf16_pays.)"""
@@ -38,13 +35,19 @@ def compiled(function):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:       # torch raises many kinds; the function's own faults come up again below
-            why = type(error).__name__
-            if "No working C++ compiler" in str(error):
-                why = "it needs a C++ compiler: apt install g++, or conda install gxx"
-            say_once(f"torch.compile does not work here ({why}); going on without it, as --no-compile would")
+            say_once(f"torch.compile does not work here ({reason(error)}); going on without it, as --no-compile would")
             fast = function
             return function(*args)
     return call
+
+
+def reason(error: Exception) -> str:
+    """Why torch.compile failed: the last line that the compiler wrote, and what is to blame where that is known."""
+    if "No working C++ compiler" in str(error):
+        return "it needs a C++ compiler: apt install g++, or conda install gxx"
+    lines = [line for line in str(error).partition("Set TORCHDYNAMO")[0].split("\n") if line.strip()]
+    blame = "; the space in torch's path is to blame, " + torch.__path__[0] if " " in torch.__path__[0] else ""
+    return f"{type(error).__name__} {lines[-1][:200] if lines else ''}{blame}"
 
 
 class CompiledUpdate:

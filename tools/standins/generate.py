@@ -31,10 +31,12 @@ SHARD = 1_000_000    # transitions in a file of OGBench data
 SEEDS = 100_000      # numbers of attempts set aside for each file: more than it can need
 
 
-def generate(task: envs.Task, size: int, folder: Path, goal_share=0.0, workers=2, shard=SHARD) -> list[Path]:
-    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files. UserError."""
+def generate(task: envs.Task, size: int, folder: Path, goal_share=0.0, workers=0, shard=SHARD) -> list[Path]:
+    """Makes (or finds) the set: `size` demonstrations (Robomimic) or transitions (OGBench) -> its files. UserError.
+    workers: processes; 0 = one a core."""
     robomimic, folder = task.suite == "robomimic", Path(folder)
-    if goal_share and not robomimic and not task.source.startswith("cube"):
+    workers = workers or process.cores()
+    if goal_share and not task.source.startswith("cube"):
         raise UserError("--goal-share: episodes are aimed at a goal for cubes only")
     with one_at_a_time(folder):
         if robomimic:                                      # only successes are kept, as in the official sets
@@ -61,6 +63,7 @@ def _make(path: Path, kinds: list, write, workers: int, **origin) -> None:
     # A user may delete a set's record. Where the attempts are there too, it had not been written yet.
     if not path.exists() or parts.exists() and not files.record_path(path).exists():
         parts.mkdir(parents=True, exist_ok=True)
+        tqdm.write(f"generating {path.name}, which may take hours: in {workers} processes, as long as the bar tells")
         chosen, tried = [], {}
         for kind, wanted, make in kinds:
             if wanted:
@@ -143,7 +146,7 @@ def _processes(workers: int):
     """A pool, which at its end drops what no process has begun. UserError where one dies."""
     context = multiprocessing.get_context("spawn")         # safe on macOS and beside torch's threads
     pool = ProcessPoolExecutor(workers, context, initializer=process.behave_as_worker)
-    with process.single_threaded_children():               # they start when work is submitted, so it spans all of it
+    with process.children():               # they start when work is submitted, so it spans all of it
         try:
             yield pool
         except BrokenProcessPool:

@@ -1,6 +1,9 @@
 """The command line, made from config.Config: every knob is an option. And what a script does with an error."""
 import argparse
+import contextlib
 import dataclasses
+import functools
+import os
 import signal
 import sys
 
@@ -53,14 +56,24 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     return config, set(given)
 
 
-def main(function) -> None:
-    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2."""
+def main(function, renders: bool = False) -> None:
+    """Runs a script's main(): a UserError becomes one line on stderr and exit code 2. renders: it may draw what the
+    simulator shows."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)      # like Ctrl-C: processes that generate data end too
+    if not renders:
+        os.environ["MUJOCO_GL"] = "disable"                # whatever the shell says
+    sys.argv[1:] = ["=".join(map(os.path.expanduser, word.split("=", 1))) for word in sys.argv[1:]]       # --data=~/x
+    print_anywhere()
     try:
-        return function()
+        result = function()
+        sys.stdout.flush()
+        return result
     except KeyboardInterrupt:                              # outside of a stage, or the second Ctrl-C within one
         print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:                                # | head has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except UserError as error:
         message = str(error)
     except OSError as error:                               # a full disk, a folder that went away
@@ -74,4 +87,29 @@ def main(function) -> None:
         else:
             raise
     print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def print_anywhere() -> None:
+    """What a terminal cannot show, as a name in another script, it shows as code numbers; else print() would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):                 # not in a notebook, which shows everything
+            stream.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def for_python():
+    """The same for train(): whoever calls it gets the UserError, and a script that does not catch it one line."""
+    print_anywhere()
+    try:
+        yield
+    except UserError:
+        sys.excepthook = functools.partial(in_one_line, sys.excepthook)
+        raise
+
+
+def in_one_line(otherwise, kind, error, trace) -> None:
+    if not isinstance(error, UserError):
+        return otherwise(kind, error, trace)
+    print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)

@@ -3,6 +3,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import functools
 import io
 import json
 import os
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from config import UserError
 
+say_once = functools.cache(print)
 FORMAT = 5           # of checkpoints; raised when an older one can no longer be read
 
 
@@ -93,10 +95,15 @@ def in_one_line(error: Exception) -> str:
     return " ".join(f"{kind}{error}".split())[:300]
 
 
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
 @contextlib.contextmanager
-def one_at_a_time(folder: Path, wait: bool = True, option: str = "--data-dir"):
-    """Processes started side by side take turns in a folder, which `option` names; without `wait` the second is
-    refused. UserError, too, where nobody can write there."""
+def one_at_a_time(folder: Path, wait: bool = True):
+    """Processes started side by side take turns in a folder. Without `wait` the second is refused, and so is a folder
+    where nobody can write: with it, what is there may still be read. UserError."""
+    lock = contextlib.nullcontext()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")
@@ -104,7 +111,11 @@ def one_at_a_time(folder: Path, wait: bool = True, option: str = "--data-dir"):
     except BlockingIOError:
         raise UserError(f"another process is running in {folder}") from None
     except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from None
+        if error.errno in NO_LOCKS:
+            say_once(f"warning: the file system of {folder} knows no locks: start nothing else there meanwhile")
+        elif not wait or error.errno not in READ_ONLY:
+            option = "--data-dir" if wait else "--out"
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another {option}") from None
     with lock:
         yield
 

@@ -8,17 +8,19 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import envs
 from buffer import ReplayBuffer
 from config import Config, UserError
 from run import Run, algorithm, folder_of, kind_begun
-from tools.report.tracker import make_tracker
+from tools.report.tracker import tracker
 from tools.speed.fast import set_precision
 from tools.training.files import one_at_a_time, write_json
 from tools.training.saving import restore
 
+ENOUGH_WHOLE = 0.5       # of the chunks
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")
 
 
@@ -35,10 +37,16 @@ def load_data(config: Config, given: set[str]) -> tuple[dict, dict]:
     if config.resume and config.data == "auto":      # means the data it began with, whichever hosts answer by now
         config = dataclasses.replace(config, data=kind_begun(config, given) or "auto")
     from data import load                            # late: one that only reads a run needs no readers of data files
-    dataset, source = load(config)
+    from tools.official.files import lengths
+    dataset, source = load(config, given=given)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has "
                         f"{source['longest']} steps)")
+    # The critic learns from chunks that lie within one episode (buffer.chunks).
+    whole = np.maximum(lengths(dataset) - config.chunk + 1, 0).sum() / (source["transitions"] - config.chunk + 1)
+    text = f"{whole:.1%} of the data's chunks of {config.chunk} lie within one episode"
+    print(text if whole > ENOUGH_WHOLE else f"warning: only {text}, and the critic learns from no others; a smaller "
+                                            "--chunk or longer episodes help")
     return dataset, source
 
 
@@ -53,11 +61,11 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
     task = envs.task(config.task)
     dataset, source = loaded or load_data(config, given)
     folder = folder_of(config, given, source["kind"])
-    with one_at_a_time(folder, wait=False, option="--out"):
+    with one_at_a_time(folder, wait=False), tracker(config.log, folder) as log:
         buffer = make_buffer(config, dataset, device)
         run = Run(config, folder, source, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
                   batch_rng=torch.Generator(buffer.device).manual_seed(config.seed + 1),
-                  acting_rng=torch.Generator().manual_seed(config.seed + 2), tracker=make_tracker(config.log, folder))
+                  acting_rng=torch.Generator().manual_seed(config.seed + 2), tracker=log)
         restore(run)
         tell_start(run, task)
         yield run

@@ -49,6 +49,8 @@ def restore(run: Run) -> None:
 def refuse_another(run: Run, state: dict) -> None:
     """UserError unless this run may go on from that state: the same knobs, the same data, no fewer steps."""
     c, before = run.config, from_plain(state["config"]).plain()
+    if state["data"] != run.data["sha256"]:
+        raise UserError(f"{run.folder} holds a run on other data than {run.data['path']} is now: choose another --out")
     if not c.resume:
         raise UserError(f"{run.folder} already holds a run: add --resume to continue it, or choose another --out")
     if state["stage"] == "online" and before["offline_steps"] != c.offline_steps:
@@ -60,8 +62,6 @@ def refuse_another(run: Run, state: dict) -> None:
     end = c.offline_steps + (c.online_steps if state["stage"] == "online" else 0)
     if state["step"] > end:
         raise UserError(f"--resume: {run.folder} is at step {state['step']} already, beyond the {end} asked for")
-    if state["data"] != run.data["sha256"]:
-        raise UserError(f"--resume: the data have changed since {run.folder} was started")
 
 
 def save_online(run: Run) -> dict:

@@ -1,9 +1,10 @@
 """What surrounds the loop of a stage: bar, tables, evaluations, checkpoints, an end by Ctrl-C that loses nothing."""
-import os
 import shlex
 import signal
 import sys
+import threading
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -11,6 +12,7 @@ import envs
 from config import UserError
 from evaluate import Evaluator
 from run import Run
+from tools.simulators.process import cores
 from tools.training.files import EVAL_COLUMNS, append_row, read_rows
 from tools.training.saving import check_finite, save
 
@@ -22,7 +24,10 @@ class Stop:
     asked = False
 
     def listen(self) -> None:
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread():
+            numbers = ()                             # Python lets no other one hear signals
+        self.before = {number: signal.signal(number, self.ask) for number in numbers}
 
     def ask(self, *_) -> None:
         if self.asked:
@@ -41,11 +46,12 @@ class Stage:
         self.run, self.name, self.last, self.world, self.stop = run, name, last, world, Stop()
         c = run.config
         self.ends = (c.offline_steps, c.offline_steps + c.online_steps)          # of both stages
-        self.evaluator = Evaluator(envs.task(c.task), c.workers or os.cpu_count())
+        workers = min(c.workers or cores(), max(c.eval_episodes, c.final_episodes))
+        self.evaluator = Evaluator(envs.task(c.task), workers)
 
     def __enter__(self):
-        self.stop.listen()
         self.open()
+        self.stop.listen()
         return self
 
     def open(self) -> None:
@@ -113,9 +119,11 @@ class Stage:
 
 
 def resume_command(run: Run) -> str:
-    words = [w for w in sys.argv if w != "--resume"] + ["--resume"]
-    if run.config.data == "auto":                                # hosts may come and go; the run's data do not
-        words += ["--data", run.data["kind"]]
+    """Hosts may come and go; the run's data do not."""
+    data = run.data["kind"] if run.config.data == "auto" else ""
+    if Path(sys.argv[0]).name not in ("train_offline.py", "train_online.py"):
+        return f"train(..., resume=True{data and f', data={data!r}'})"
+    words = [w for w in sys.argv if w != "--resume"] + ["--resume", *(["--data", data] if data else [])]
     return f"python {shlex.join(words)}"
 
 
