@@ -12,8 +12,10 @@ Knobs belong to a group, and the group decides who must agree with whom:
 """
 import dataclasses
 import difflib
+import functools
 import os
 import reprlib
+import sys
 from dataclasses import dataclass, field, fields
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
@@ -36,7 +38,17 @@ SOURCES = ("auto", "official", "generated")          # of data, besides a file o
 
 
 class UserError(Exception):
-    """Something the user can mend. The scripts print its one line and exit with 2; a stack trace would hide it."""
+    """Something the user can mend. It ends a script with one line and exit code 2; a stack trace would hide it."""
+
+
+def _in_one_line(others, kind, error, trace) -> None:
+    if not isinstance(error, UserError):
+        return others(kind, error, trace)
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+sys.excepthook = functools.partial(_in_one_line, sys.excepthook)           # in scripts of your own too
 
 
 def knob(default, help, *, group="both", choices=None, only=()):

@@ -112,8 +112,8 @@ def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
 # Each file has a record, a small JSON with its origin, size and checksum. It is written once the file has been read and
 # found good, and tells later that the file has changed.
 def own_kind(path) -> str:
-    """What a run's folder calls data from a file of one's own."""
-    return f"own-{Path(path).stem}"
+    """What a run's folder calls data from a file of one's own. (A name that is no text has a ? where it is none.)"""
+    return f"own-{Path(path).stem.encode(errors='replace').decode()}"
 
 
 def find(config, task: envs.Task, folder: Path, say, given) -> tuple[str, str, list[tuple[Path, Path]]]:

@@ -82,6 +82,8 @@ def register(name: str, make, horizon: int) -> Task:
     is neither, termination. UserError where the spaces are others, and for a name that a folder cannot have."""
     if not name.isprintable() or "/" in name or name[:1] in ("", ".", " "):
         raise UserError(f"{name!r} cannot name a task: it must name a folder too, without slashes or a dot in front")
+    if name in TABLE and TABLE[name].suite != "own":
+        raise UserError(f"{name!r} is a task of the paper: choose another name")
     env = make()
     if not isinstance(env, gymnasium.Env):
         raise UserError(f"{name}: make() must give a gymnasium.Env, not {type(env).__name__}")

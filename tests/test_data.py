@@ -1,5 +1,6 @@
 """Reading data; rewards and masks against their sources; which data a run gets."""
 import json
+import os
 import shutil
 
 import h5py
@@ -123,3 +124,7 @@ def test_official_files_of_other_projects_are_found(generated, monkeypatch, tmp_
     shutil.copy(generated["lift"], place)
     _, source = data.load(build(dict(task="lift", data_dir=str(tmp_path / "data"))), lambda _: None)
     assert source["kind"] == "official" and source["path"] == str(place)
+
+
+def test_names_of_own_data_are_text():
+    assert data.own_kind("a/de mo.hdf5") == "own-de mo" and data.own_kind(os.fsdecode(b"d\xffmo.npz")) == "own-d?mo"

@@ -64,7 +64,7 @@ def draw(found, path) -> None:
         axes.set_xticks([0, 1, 2], [0, short(key.offline), short(key.end)])
         axes.set(xlim=(0, 2 if key.online else 1), ylim=(-3, 103), ylabel="success %")
         budget = f"{short(key.offline)} + {short(key.online)}"
-        axes.set_title(f"{key.task}\n{key.setting}, {key.data} data, {budget}", fontsize=8)
+        axes.set_title(f"{key.task}\n{key.setting}, {key.data} data, {budget}", fontsize=8, parse_math=False)
         axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
     figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here, the mean over n seeds; band: "
                      "95 %, where n is three or more.\nDashed: the paper's, official data, 1M + 1M steps", fontsize=7)

@@ -16,5 +16,5 @@ def draw_curve(folder: Path, path: Path) -> None:
     axes.plot([int(row["step"]) for row in rows], [100 * float(row["success"]) for row in rows], "o-", ms=3)
     about = f"{config.task} · {config.method} · {config.preset} · seed {config.seed} · {record['data']['kind']} data"
     axes.set(xlabel="step (grey: offline, white: online)", ylabel="success %", ylim=(-3, 103))
-    axes.set_title(about, fontsize=9)
+    axes.set_title(about, fontsize=9, parse_math=False)          # names may have a $
     figure.savefig(path, dpi=120)

@@ -46,8 +46,12 @@ def can_be_imported() -> bool:
         return False
     while frame and not (frame.f_globals is script and frame.f_code.co_name == "<module>"):
         frame = frame.f_back
-    statements = ast.parse(Path(script["__file__"]).read_bytes()).body if frame else []
-    return not frame or any(isinstance(s, ast.If) and s.lineno <= frame.f_lineno <= s.end_lineno for s in statements)
+    if frame is None:                            # works elsewhere, as in a thread
+        return True
+    for statement in ast.parse(Path(script["__file__"]).read_bytes()).body:
+        if statement.lineno <= frame.f_lineno <= statement.end_lineno:
+            return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
+    return False
 
 
 def cores() -> int:

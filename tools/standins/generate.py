@@ -63,7 +63,7 @@ def _make(path: Path, kinds: list, write, workers: int, **origin) -> None:
     # A user may delete a set's record. Where the attempts are there too, it had not been written yet.
     if not path.exists() or parts.exists() and not files.record_path(path).exists():
         parts.mkdir(parents=True, exist_ok=True)
-        tqdm.write(f"generating {path.name}, which may take hours: in {workers} processes, as long as the bar tells")
+        tqdm.write(f"generating {path.name} in {workers} processes: it may take hours, the bar tells how many")
         chosen, tried = [], {}
         for kind, wanted, make in kinds:
             if wanted:

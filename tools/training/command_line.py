@@ -1,8 +1,6 @@
 """The command line, made from config.Config: every knob is an option. And what a script does with an error."""
 import argparse
-import contextlib
 import dataclasses
-import functools
 import os
 import signal
 import sys
@@ -95,21 +93,3 @@ def print_anywhere() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):                 # not in a notebook, which shows everything
             stream.reconfigure(errors="backslashreplace")
-
-
-@contextlib.contextmanager
-def for_python():
-    """The same for train(): whoever calls it gets the UserError, and a script that does not catch it one line."""
-    print_anywhere()
-    try:
-        yield
-    except UserError:
-        sys.excepthook = functools.partial(in_one_line, sys.excepthook)
-        raise
-
-
-def in_one_line(otherwise, kind, error, trace) -> None:
-    if not isinstance(error, UserError):
-        return otherwise(kind, error, trace)
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
