@@ -76,8 +76,8 @@ def check_recorded_in(task: envs.Task, attrs, path: Path) -> None:
     recorded = json.loads(attrs.get("env_args", "{}"))
     theirs, ours = dict(recorded.get("env_kwargs", {})), envs.robosuite_args(task)
     if recorded.get("env_name", task.source) != task.source:
-        raise UserError(f"{path} was recorded in {recorded['env_name']}, and {task.name} is {task.source}: it is another "
-                        "task's")
+        raise UserError(f"{path} was recorded in {recorded['env_name']}, and {task.name} is {task.source}: "
+                        "it is another task's")
     if isinstance(theirs.get("robots"), str):
         theirs["robots"] = [theirs["robots"]]
     controller = theirs.get("controller_configs")
