@@ -17,7 +17,6 @@ where not; anything else is a file of your own.
     python data.py --task square --check 20     ... and 20 demonstrations replayed in the simulator installed here
 """
 import functools
-import math
 import sys
 from pathlib import Path
 
@@ -26,11 +25,10 @@ import numpy as np
 
 import envs
 from buffer import FIELDS
-from config import SOURCES, UserError, option_name
 from tools.official import files
+from tools.sources import find
 from tools.training.files import one_at_a_time
 
-SHIPPED, SHIPPED_SIZE = Path(__file__).parent / "standins", 300        # demonstrations, of lift, can and square each
 
 # ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
@@ -108,73 +106,20 @@ def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
     return dataset
 
 
-# ------------------------------------------------------------------------------------------ where they come from
-# Each file has a record, a small JSON with its origin, size and checksum. It is written once the file has been read and
-# found good, and tells later that the file has changed.
-def own_kind(path) -> str:
-    """What a run's folder calls data from a file of one's own. (A name that is no text has a ? where it is none.)"""
-    return f"own-{Path(path).stem.encode(errors='replace').decode()}"
-
-
-def find(config, task: envs.Task, folder: Path, say, given) -> tuple[str, str, list[tuple[Path, Path]]]:
-    """(kind, why this kind, [(file, its record)]) for --data."""
-    # A file of your own.
-    if config.data not in SOURCES:
-        refuse_unread(config, given, ("data_size", "goal_share"), "a file of your own")
-        path = Path(config.data)
-        return own_kind(path), "given with --data", [(path, files.record_path(folder / "own" / path.name))]
-    if task.suite == "own":
-        raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
-    # The official files, on disk or from a host.
-    why = "asked for with --data generated"
-    if config.data != "generated":
-        from tools.official.fetch import fetch, official
-        count = math.ceil(config.data_size / 1_000_000)    # official files hold 1M transitions each; 0 = all
-        most_bytes = 2e9 if config.data == "auto" else float("inf")            # more is fetched only where asked for
-        found, why = fetch(task, folder, most_bytes, count, READERS[task.suite])
-        if found:
-            size = ("data_size",) if len(official(task)[0]) == 1 else ()
-            refuse_unread(config, given, ("goal_share", *size), f"the official data of {task.name}")
-            return "official", "", found
-        if config.data == "official":
-            raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
-                            "--data generated makes a stand-in")
-        say(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked so. ***")
-    # Stand-ins, shipped or made now.
-    size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
-    if not task.source.startswith("cube"):
-        refuse_unread(config, given, ("goal_share",), f"the data of {task.name}")
-    if task.suite == "robomimic" and size == SHIPPED_SIZE:
-        path = SHIPPED / f"{task.name}.hdf5"
-        return "generated", why, [(path, files.record_path(folder / "standins" / path.name))]
-    from tools.standins.generate import generate
-    made = generate(task, size, folder / "generated", config.goal_share, config.workers)
-    return "generated", why, [(path, files.record_path(path)) for path in made]
-
-
-def refuse_unread(config, given: set[str], names, data: str) -> None:
-    """UserError where a knob was given by hand that these data do not read."""
-    for name in given & set(names):
-        if getattr(config, name):
-            raise UserError(f"{option_name(name)} means nothing for {data}: leave it out")
-
-
-def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
-    """The record of a file that was read before and has not changed, or that can be read now. UserError otherwise."""
-    with files.errors_in_one_line(path, task):
-        return files.checked_record(path, record, lambda path: read(path, task))
-
-
+# ------------------------------------------------------------------------------------------ the data of a run
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
     sha256, origin, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
     there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        kind, why, found = find(config, task, folder, say, given)
-        paths, records = [path for path, _ in found], [record_of_good(path, record, task) for path, record in found]
+        kind, why, found = find(config, task, folder, READERS[task.suite], say, given)
+        paths, records = [], []
+        for path, record in found:                         # a file is read here only if it has no record yet
+            with files.errors_in_one_line(path, task):
+                records.append(files.checked_record(path, record, lambda path: read(path, task)))
+            paths.append(path)
         if len(paths) == 1:
-            refuse_unread(config, given, ("mix_size",), "data in one file")
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
         else:                                              # a set in many files stays on disk

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 import config as config_module
 import envs
@@ -27,7 +26,7 @@ from buffer import ReplayBuffer
 from config import METHODS, SOURCES, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
-from tools.training.files import in_one_line, read_newest, save_state, write_json
+from tools.training.files import load_networks, read_newest, save_state, write_json
 
 ACTING = ("actor", "critic")         # the networks that choose an action
 
@@ -121,30 +120,6 @@ def export(folder: str | Path, to: str | Path) -> None:
     save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
     record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
     write_json(to / "config.json", record)
-
-
-def load_networks(algo: DFP, state: dict, where: Path) -> None:
-    """A checkpoint's state into an algorithm. UserError where it is another one's, or not finite."""
-    try:
-        algo.load_state_dict(state["algorithm"])
-        for weight, adam in algo.optimizer.state.items():        # strict=True looks at weights alone
-            if adam["exp_avg"].shape != weight.shape or adam["exp_avg_sq"].shape != weight.shape:
-                raise ValueError("Adam's moments are of another size")
-        for name, values in tensors(algo.state_dict()):
-            if not values.isfinite().all():
-                raise ValueError(f"{name} is not finite")
-    except Exception as error:       # of the wrong kind of thing torch complains in many ways
-        raise UserError(f"the checkpoint in {where} does not fit the networks that its config.json describes "
-                        f"({in_one_line(error)})") from None
-
-
-def tensors(state, name: str = ""):
-    """(dotted name, tensor) of every tensor in nested dicts and lists."""
-    if isinstance(state, Tensor):
-        yield name, state
-    elif isinstance(state, (dict, list)):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from tensors(value, f"{name}.{key}".lstrip("."))
 
 
 # ----------------------------------------------------------------------------------------------- where its folder lies

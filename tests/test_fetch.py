@@ -164,6 +164,6 @@ def test_where_official_files_are():
 def test_broken_downloads_are_not_kept(host, tmp_path, monkeypatch):
     """The host sends the length it announces; only reading it shows what it is."""
     official(monkeypatch, host + "good/")
-    with pytest.raises(UserError, match="could not be obtained .*the host sent a broken file: OSError"):
+    with pytest.raises(UserError, match="could not be obtained .*the host sent a broken file: it is no HDF5 file"):
         data.load(build(dict(task="lift", data="official", data_dir=str(tmp_path))))
     assert not list(tmp_path.glob("robomimic/r/*"))

@@ -35,7 +35,7 @@ def made(folder, data="0" * 64, **knobs) -> run.Run:
     c, rng, widths = build(CONFIG | knobs), np.random.default_rng(0), ((OBS,), (ACTION,), (), (), (), (OBS,))
     dataset = {name: rng.uniform(-1, 1, (30, *width)) for name, width in zip(FIELDS, widths)}
     dataset |= dict(masks=np.ones(30), terminals=np.zeros(30))
-    return run.Run(c, folder, dict(kind="generated", sha256=data),
+    return run.Run(c, folder, dict(kind="generated", sha256=data, path="x.hdf5"),
                    ReplayBuffer(dataset, c.online_steps, c.chunk, c.discount), run.algorithm(c, OBS, ACTION, "cpu"),
                    batch_rng=torch.Generator().manual_seed(1), acting_rng=torch.Generator().manual_seed(2))
 
@@ -223,12 +223,12 @@ def test_states_of_every_method_fit_themselves_alone(method, tmp_path):
     for _ in ("offline", "online"):
         go_on(one, 1)
         state, again = dict(algorithm=one.algo.state_dict()), made(tmp_path, method=method)
-        run.load_networks(again.algo, state, tmp_path)
+        files.load_networks(again.algo, state, tmp_path)
         assert plain(again.algo.state_dict()) == plain(one.algo.state_dict())
         one.start_online()
     for knobs in (dict(hidden=9), dict(layers=3), dict(ensemble=3), dict(method=other)):
         with pytest.raises(UserError, match="does not fit the networks"):
-            run.load_networks(made(tmp_path, **dict(method=method) | knobs).algo, state, tmp_path)
+            files.load_networks(made(tmp_path, **dict(method=method) | knobs).algo, state, tmp_path)
 
 
 def test_an_infinite_average_of_adam_is_not_saved(folder):

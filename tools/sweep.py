@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-import data
 import run
 from config import SOURCES, UserError
 from tools.report.__main__ import main as report
 from tools.simulators.process import cores
+from tools.sources import own_kind
 from tools.training import command_line
 from tools.training.files import read_rows
 
@@ -37,7 +37,7 @@ class Planned:
 
     @property
     def folder(self) -> Path:
-        kind = self.config.data if self.config.data in SOURCES else data.own_kind(self.config.data)
+        kind = self.config.data if self.config.data in SOURCES else own_kind(self.config.data)
         kinds = ("official", "generated") if kind == "auto" else (kind,)
         return run.folder_of(self.config, self.given, run.kind_begun(self.config, self.given, kinds) or kinds[-1])
 

@@ -90,6 +90,30 @@ def read_newest(path: Path, set_aside: bool = False) -> dict | None:
     return None
 
 
+def load_networks(algo, state: dict, where: Path) -> None:
+    """A checkpoint's state into an algorithm. UserError where it is another one's, or not finite."""
+    try:
+        algo.load_state_dict(state["algorithm"])
+        for weight, adam in algo.optimizer.state.items():        # strict=True looks at weights alone
+            if adam["exp_avg"].shape != weight.shape or adam["exp_avg_sq"].shape != weight.shape:
+                raise ValueError("Adam's moments are of another size")
+        for name, values in tensors(algo.state_dict()):
+            if not values.isfinite().all():
+                raise ValueError(f"{name} is not finite")
+    except Exception as error:       # of the wrong kind of thing torch complains in many ways
+        raise UserError(f"the checkpoint in {where} does not fit the networks that its config.json describes "
+                        f"({in_one_line(error)})") from None
+
+
+def tensors(state, name: str = ""):
+    """(dotted name, tensor) of every tensor in nested dicts and lists."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, (dict, list)):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from tensors(value, f"{name}.{key}".lstrip("."))
+
+
 def in_one_line(error: Exception) -> str:
     kind = "" if type(error) is ValueError else f"{type(error).__name__}: "          # ours say enough
     return " ".join(f"{kind}{error}".split())[:300]

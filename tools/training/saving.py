@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from config import UserError, from_plain, option_name
-from run import Run, load_networks, tensors
-from tools.training.files import cut_rows_after, read_newest, save_state, take_rows
+from run import Run
+from tools.training.files import cut_rows_after, load_networks, read_newest, save_state, take_rows, tensors
 
 
 def save(run: Run, world=None) -> None:
