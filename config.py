@@ -12,7 +12,6 @@ Knobs belong to a group, and the group decides who must agree with whom:
 """
 import dataclasses
 import difflib
-import functools
 import os
 import reprlib
 import sys
@@ -40,15 +39,6 @@ SOURCES = ("auto", "official", "generated")          # of data, besides a file o
 class UserError(Exception):
     """Something the user can mend. It ends a script with one line and exit code 2; a stack trace would hide it."""
 
-
-def _in_one_line(others, kind, error, trace) -> None:
-    if not isinstance(error, UserError):
-        return others(kind, error, trace)
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-sys.excepthook = functools.partial(_in_one_line, sys.excepthook)           # in scripts of your own too
 
 
 def knob(default, help, *, group="both", choices=None, only=()):
@@ -270,6 +260,18 @@ def from_plain(knobs: dict) -> Config:
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
     check(config)
     return config
+
+
+def end_in_one_line() -> None:
+    """From here on a script of yours that does not catch a UserError ends as ours do."""
+    others = sys.excepthook
+
+    def hook(kind, error, trace):
+        if not isinstance(error, UserError):
+            return others(kind, error, trace)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2)
+    sys.excepthook = hook
 
 
 # ------------------------------------------------------------------------------------------------- values that can work

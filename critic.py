@@ -38,8 +38,9 @@ class Critic(nn.Module):
         self.ensemble, self.aggregate = ensemble, aggregate
         # Each member is initialised as the policy is. Then the members' weights of each layer are stacked.
         members = [MLP(obs_dim + chunk_dim, hidden, 1).linears for _ in range(ensemble)]
-        self.weights = nn.ParameterList(torch.stack([linear.weight.detach().T for linear in layer])
-                                        for layer in zip(*members))                                 # [E, in, out]
+        self.weights = nn.ParameterList()                                                           # [E, in, out]
+        for layer in range(len(hidden) + 1):
+            self.weights.append(torch.stack([linears[layer].weight.detach().T for linears in members]))
         self.biases = nn.ParameterList(torch.zeros(ensemble, 1, w.shape[2]) for w in self.weights)  # [E, 1, out]
         self.gains = nn.ParameterList(torch.ones(ensemble, 1, h) for h in hidden)                   # LayerNorm's
         self.offsets = nn.ParameterList(torch.zeros(ensemble, 1, h) for h in hidden)

@@ -38,16 +38,20 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     there is no next_obs it is the obs of the next step. The last one is then unknown, and as its mask is 0 not used."""
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
     widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
+    widths |= {f"obs/{key}": (n,) for key, n in sizes.items()}
+    next_widths = {f"next_obs/{key}": (n,) for key, n in sizes.items()}
     columns = {name: [] for name in FIELDS}
     files.require(h5py.is_hdf5(path), "it is no HDF5 file, as robomimic's are")
     with h5py.File(path, "r") as file:
         files.require("data" in file, "it has no group 'data'" + files.foreign(file))
         files.check_recorded_in(task, file["data"].attrs, path)
         for name in files.in_order(file["data"]):
-            sides = ("obs", "next_obs") if "next_obs" in file["data"][name] else ("obs",)
-            all_widths = widths | {f"{side}/{key}": (n,) for side in sides for key, n in sizes.items()}
-            demo = files.checked(file["data"][name], all_widths, name + "/")
-            obs, *next_obs = (np.concatenate([demo[f"{side}/{key}"] for key in sizes], axis=1) for side in sides)
+            has_next = "next_obs" in file["data"][name]
+            demo = files.checked(file["data"][name], widths | (next_widths if has_next else {}), name + "/")
+            obs = np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1)                     # [T, O]
+            next_obs = np.concatenate([obs[1:], obs[-1:]])
+            if has_next:
+                next_obs = np.concatenate([demo[f"next_obs/{key}"] for key in sizes], axis=1)
             files.require(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
             demo["dones"][-1] = 1
             columns["observations"].append(obs)
@@ -55,7 +59,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
             columns["rewards"].append(demo["rewards"] - 1)
             columns["masks"].append(1 - demo["dones"])
             columns["terminals"].append(demo["dones"])
-            columns["next_observations"].append(next_obs[0] if next_obs else np.concatenate([obs[1:], obs[-1:]]))
+            columns["next_observations"].append(next_obs)
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
@@ -65,7 +69,8 @@ def read_ogbench(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
     rows = files.play(path, tasks[0])
     index = np.flatnonzero(rows["terminals"] == 0)                         # rows that have a successor
     labels = [relabel(rows, task) for task in tasks]
-    rewards, masks = (np.stack(each, axis=-1)[index] for each in zip(*labels))                      # [n, tasks]
+    rewards = np.stack([rewards for rewards, _ in labels], axis=-1)[index]                          # [n, tasks]
+    masks = np.stack([masks for _, masks in labels], axis=-1)[index]
     if len(tasks) == 1:
         rewards, masks = rewards[:, 0], masks[:, 0]
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards,
@@ -107,6 +112,12 @@ def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------ the data of a run
+def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
+    """The record of a file that was read before and has not changed, or that can be read now. UserError otherwise."""
+    with files.errors_in_one_line(path, task):
+        return files.checked_record(path, record, lambda file: read(file, task))
+
+
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
     sha256, origin, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
@@ -114,11 +125,8 @@ def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
         kind, why, found = find(config, task, folder, READERS[task.suite], say, given)
-        paths, records = [], []
-        for path, record in found:                         # a file is read here only if it has no record yet
-            with files.errors_in_one_line(path, task):
-                records.append(files.checked_record(path, record, lambda path: read(path, task)))
-            paths.append(path)
+        paths = [path for path, _ in found]
+        records = [record_of_good(path, record, task) for path, record in found]
         if len(paths) == 1:
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}

@@ -96,14 +96,17 @@ def drift_loss(
             targets = torch.cat([x, negatives.to(dtype), positives.to(dtype)], dim=1)               # [B, T, D]
             if mask is not None:
                 targets = targets * mask[:, None]
-            weights = [torch.ones_like(y[:, :, 0]) if w is None else w for y, w in (
-                (x, generated_weight), (negatives, negative_weight), (positives, positive_weight))]
-            weight = torch.cat([w.to(dtype) for w in weights], dim=1)                               # [B, T]
+            weight = torch.cat([_or_ones(generated_weight, x), _or_ones(negative_weight, negatives),
+                                _or_ones(positive_weight, positives)], dim=1).to(dtype)             # [B, T]
             num_negatives = x.shape[1] + negatives.shape[1]                                         # G + M
             scale, unit, force, rms = _force(x, targets, weight[:, None], num_negatives, temperatures)
             goal = x / unit + force
         loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # Eq. 4, [B]
     return loss, {"scale": scale} | {f"force_rms_{r:g}": f for r, f in zip(temperatures, rms)}
+
+
+def _or_ones(weight: Tensor | None, samples: Tensor) -> Tensor:
+    return torch.ones_like(samples[:, :, 0]) if weight is None else weight
 
 
 def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, temperatures):

@@ -24,7 +24,7 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 
-from config import ROBOMIMIC, TASKS, UserError, nearest  # noqa: E402
+from config import ROBOMIMIC, TASKS, UserError, end_in_one_line, nearest  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Task:
 
 
 def _tasks() -> dict[str, Task]:
-    table = {"lift": Task("lift", "robomimic", "Lift", 300, 19, 7),
-             "can": Task("can", "robomimic", "PickPlaceCan", 300, 23, 7),
-             "square": Task("square", "robomimic", "NutAssemblySquare", 400, 23, 7)}
+    table = {"lift": Task("lift", "robomimic", "Lift", horizon=300, obs_dim=19, action_dim=7),
+             "can": Task("can", "robomimic", "PickPlaceCan", horizon=300, obs_dim=23, action_dim=7),
+             "square": Task("square", "robomimic", "NutAssemblySquare", horizon=400, obs_dim=23, action_dim=7)}
     sizes = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46),         # horizon, obs_dim
              "cube-quadruple": (1000, 55), "scene": (750, 40), "puzzle-3x3": (500, 55), "puzzle-4x4": (500, 83)}
     for name in TASKS:
@@ -80,6 +80,7 @@ def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
     observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
     is neither, termination. UserError where the spaces are others, and for a name that a folder cannot have."""
+    end_in_one_line()
     if not name.isprintable() or "/" in name or name[:1] in ("", ".", " "):
         raise UserError(f"{name!r} cannot name a task: it must name a folder too, without slashes or a dot in front")
     if name in TABLE and TABLE[name].suite != "own":
@@ -238,10 +239,11 @@ class OwnEnv(gymnasium.Wrapper):
             returned, "step", "(observation, reward, terminated, truncated, info)", 5)
         self.steps += 1
         truncated = not terminated and bool(truncated or self.steps >= self.horizon)
-        # gymnasium-robotics says is_success, and some environments succeed in mid-episode and go on.
-        said = [info[key] for key in ("success", "is_success") if key in info]
-        self.told = self.told or bool(said)
-        self.success = bool(self.success or any(said) or (terminated and not self.told))
+        # gymnasium-robotics calls it is_success, and some environments succeed in mid-episode and go on.
+        told = [info[key] for key in ("success", "is_success") if key in info]
+        self.told = self.told or bool(told)
+        if any(told) or terminated and not self.told:
+            self.success = True
         return (self.flat(obs), float(reward), bool(terminated), truncated,
                 {"success": self.success, "told": self.told})
 

@@ -58,7 +58,8 @@ class Evaluator:
             for i in free:
                 obs[i] = self.simulators.receive(i)[0]
             if stop and stop():
-                return self.close()               # simulators may be in mid-episode: others next time
+                self.close()                      # simulators may be in mid-episode: others next time
+                return None
 
             # The policy acts, once for all, so that who plays which episode does not depend on who is faster.
             playing = list(episode_of)
@@ -73,8 +74,9 @@ class Evaluator:
                     returns[episode_of[i]] += reward
                     lengths[episode_of[i]] += 1
                     if terminated or truncated:
-                        success[episode_of.pop(i)] = info["success"]
-                        told = told or info.get("told", True)
+                        success[episode_of[i]] = info["success"]
+                        told = told or info.get("told", True)                  # where success is not told: envs.OwnEnv
+                        del episode_of[i]         # this simulator is free
                         break
         if not told:
             say_once("warning: the environment's info has no 'success' and no 'is_success': an episode that terminates "

@@ -87,7 +87,8 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
     if is_exported(folder):                      # what only training needs stays as it is
-        state["algorithm"] = policy.state_dict() | {name: state["algorithm"].get(name) for name in ACTING}
+        acting = {name: state["algorithm"].get(name) for name in ACTING}
+        state["algorithm"] = policy.state_dict() | acting
     load_networks(policy, state, folder)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy

@@ -13,7 +13,8 @@ from tools.training.stage import Stage, tell_end
 
 
 def offline_stage(run: Run) -> None:
-    """Stage 1, from where the run stands; ends in offline.pt. L_topK is off (DFP.improving), but for Table 8."""
+    """Stage 1, from where the run stands; ends in offline.pt. Its loss is L_BC alone; only in the pure offline setting
+    of Table 8 L_topK is on already, and pi_old moves."""
     c = run.config
     # update(starts) is dfp.DFP.update on the chunks of the buffer that begin there, compiled by tools/speed/fast.py.
     update = fast_update(run.algo, run.buffer)
@@ -23,7 +24,7 @@ def offline_stage(run: Run) -> None:
             # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D.
             starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
-            # Lines 4-6. The gradient step: samples, the losses of theta and phi, Adam. pi_old rests until stage 2.
+            # Lines 4-6. The gradient step: samples, the losses of theta and phi, Adam.
             info = update(starts)
 
             stage.end_step(info)

@@ -82,6 +82,7 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
 def train(**knobs) -> Path | list[Path]:
     """From Python: train(task="lift", preset="quick", seed=1) -> the run's folder (with seeds=5: all). Every knob of
     config.py. UserError for what cannot work."""
+    config_module.end_in_one_line()
     command_line.print_anywhere()
     return both_stages(config_module.build(knobs), set(knobs))
 

@@ -52,7 +52,7 @@ def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
 def mean_flow(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors of L_MF and L_IVC by coordinate: action, noise [..., D], r <= t [..., 1] -> two [..., D]."""
     v = noise - action
-    z_t, z_r = ((1 - time) * action + time * noise for time in (t, r))
+    z_t, z_r = (1 - t) * action + t * noise, (1 - r) * action + r * noise
     target = v - (t - r) * total_derivative(u, z_t, r, t, v)                             # MeanFlow identity, sg(.)
     return (u(z_t, r, t) - target).square(), (u(z_r, r, r) - v).square()
 
@@ -95,7 +95,8 @@ class MVP(DFP):
 
     def actor_loss(self, batch, noise):
         data, mask = batch["actions"].flatten(1)[:, None], self.bc_mask(batch)[:, None]             # [B, 1, D]
-        mf_loss, ivc_loss = ((mask * error).mean() for error in self.errors(batch, data, noise["path"], noise["times"]))
+        mf, ivc = self.errors(batch, data, noise["path"], noise["times"])                           # [B, 1, D]
+        mf_loss, ivc_loss = (mask * mf).mean(), (mask * ivc).mean()
         loss = self.config.bc_weight * (mf_loss + self.config.ivc_weight * ivc_loss)
         return loss, {"mf_loss": mf_loss, "ivc_loss": ivc_loss, "actor_loss": loss}
 
