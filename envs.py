@@ -146,7 +146,9 @@ def import_robosuite():
 
 def make_robosuite(name: str | Task, **overrides):
     """The raw robosuite environment of a Robomimic task (tools/standins/operators.py demonstrates in it)."""
-    return import_robosuite().make(task(name).source, **robosuite_args(name) | overrides)
+    env = import_robosuite().make(task(name).source, **robosuite_args(name) | overrides)
+    from tools.simulators.fast_robosuite import quicken      # late: it imports robosuite
+    return quicken(env)
 
 
 def robosuite_obs(raw: dict) -> dict[str, np.ndarray]:

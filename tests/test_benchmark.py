@@ -28,6 +28,8 @@ def test_rows_add_up(tmp_path, monkeypatch):
         assert float(rows[what, method]["rate"]) > 0
     ratio = ms["act, best of 16", "mvp"] / ms["act, best of 4", "dfp"]
     assert float(rows["act / dfp's", "mvp"]["ratio"]) == pytest.approx(ratio, rel=0.05)
+    fast, own = (float(rows[f"simulator step{text}", "-"]["ms"]) for text in ("", ", robosuite's own"))
+    assert float(rows["simulator step / robosuite's own", "-"]["ratio"]) == pytest.approx(fast / own, abs=0.02)
     theirs = [float(rows[f"{what} / dfp's", "mvp"]["ratio"]) for what in ("online step", "action")]
     assert theirs == [0.97, 0.88]                                # Table 9: 13.2 / 13.6, 25.7 / 29.3
 

@@ -11,7 +11,8 @@ FILES = sorted(str(path.relative_to(ROOT)) for pattern in ("*.py", "baselines/*.
 MODULES = {name[:-3].replace("/", ".").removesuffix(".__init__"): name for name in FILES}
 CONCEPTS = ("drift.py", "policy.py", "critic.py", "topk.py", "dfp.py", "baselines/flow.py", "baselines/meanflow.py")
 # From the ground up. A file or folder imports from its own floor and from those below it.
-FLOORS = (["drift.py", "policy.py", "topk.py", "tools/egl_probe/"], ["critic.py"], ["dfp.py"], ["baselines/"], ["config.py"],
+FLOORS = (["drift.py", "policy.py", "topk.py", "tools/egl_probe/"], ["critic.py"], ["dfp.py"], ["baselines/"],
+          ["config.py", "tools/simulators/fast_robosuite.py"],
           ["buffer.py", "envs.py", "tools/training/command_line.py", "tools/training/files.py"],
           ["tools/official/", "tools/report/dataset.py", "tools/pictures/data.py"],
           ["tools/simulators/", "tools/speed/", "tools/pictures/film.py"], ["tools/standins/"],

@@ -140,6 +140,25 @@ def acting(args):
     yield from ratios("act", times, "auto", "action_ms")
 
 
+def simulator_step(args):
+    """Of one process; of robosuite's also without tools/simulators/fast_robosuite.py, in turns."""
+    with contextlib.closing(envs.make(args.task)) as env:
+        env.reset(seed=0)
+        step, ways = partial(env.step, np.zeros(env.action_space.shape, np.float32)), {"one process": None}
+        if envs.task(args.task).suite == "robomimic":
+            ways = {"one process": env.sim.step, "robosuite's own": env.sim.step.slow}
+        taken = {way: [] for way in ways}
+        for way in list(ways) * args.rounds:
+            if ways[way]:
+                env.sim.step = ways[way]
+            taken[way].append(seconds(step, torch.device("cpu"), 50))
+    fast, *own = [statistics.median(times) for times in taken.values()]
+    yield row("simulator step", "-", "one process", fast)
+    if own:
+        yield row("simulator step, robosuite's own", "-", "one process", *own)
+        yield row("simulator step / robosuite's own", "-", "one process", ratio=fast / own[0])
+
+
 def main() -> None:
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0],
                                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -158,11 +177,8 @@ def main() -> None:
     args.device = choose_device(config.build(dict(device=args.device)))
     peak = peak_of(args.device, args.largest)
     rows = [row("matrix product, peak", "-", "fp32", rate=peak), *updates(args, peak), *acting(args)]
-    # A machine without simulators goes without this row.
-    with contextlib.suppress(ImportError), contextlib.closing(envs.make(args.task)) as env:
-        env.reset(seed=0)
-        step = partial(env.step, np.zeros(env.action_space.shape, np.float32))
-        rows.append(row("simulator step", "-", "one process", seconds(step, torch.device("cpu"), 100)))
+    with contextlib.suppress(ImportError):                       # a machine without simulators goes without these rows
+        rows += simulator_step(args)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     results.write_csv(Path(args.out, "benchmark.csv"), rows, ("what", "method", "mode", *FORMATS))
 
