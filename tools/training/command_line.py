@@ -1,5 +1,6 @@
 """The command line, made from config.Config: every knob is an option. And what a script does with an error."""
 import argparse
+import contextlib
 import dataclasses
 import os
 import signal
@@ -91,5 +92,5 @@ def main(function, renders: bool = False) -> None:
 def print_anywhere() -> None:
     """What a terminal cannot show, as a name in another script, it shows as code numbers; else print() would fail."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):                 # not in a notebook, which shows everything
+        with contextlib.suppress(AttributeError, OSError):           # a notebook shows everything; some streams are set
             stream.reconfigure(errors="backslashreplace")
