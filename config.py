@@ -40,7 +40,6 @@ class UserError(Exception):
     """Something the user can mend. It ends a script with one line and exit code 2; a stack trace would hide it."""
 
 
-
 def knob(default, help, *, group="both", choices=None, only=()):
     """only: the methods that read it (none named: all); given to another one it is refused."""
     return field(default=default, metadata={"help": help, "group": group, "choices": choices, "only": only})
@@ -262,10 +261,8 @@ def from_plain(knobs: dict) -> Config:
     return config
 
 
-def end_in_one_line() -> None:
+def end_in_one_line(others=sys.excepthook) -> None:
     """From here on a script of yours that does not catch a UserError ends as ours do."""
-    others = sys.excepthook
-
     def hook(kind, error, trace):
         if not isinstance(error, UserError):
             return others(kind, error, trace)

@@ -49,9 +49,10 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
             has_next = "next_obs" in file["data"][name]
             demo = files.checked(file["data"][name], widths | (next_widths if has_next else {}), name + "/")
             obs = np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1)                     # [T, O]
-            next_obs = np.concatenate([obs[1:], obs[-1:]])
             if has_next:
                 next_obs = np.concatenate([demo[f"next_obs/{key}"] for key in sizes], axis=1)
+            else:
+                next_obs = np.concatenate([obs[1:], obs[-1:]])
             files.require(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
             demo["dones"][-1] = 1
             columns["observations"].append(obs)

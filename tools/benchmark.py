@@ -144,19 +144,21 @@ def simulator_step(args):
     """Of one process; of robosuite's also without tools/simulators/fast_robosuite.py, in turns."""
     with contextlib.closing(envs.make(args.task)) as env:
         env.reset(seed=0)
-        step, ways = partial(env.step, np.zeros(env.action_space.shape, np.float32)), {"one process": None}
-        if envs.task(args.task).suite == "robomimic":
-            ways = {"one process": env.sim.step, "robosuite's own": env.sim.step.slow}
-        taken = {way: [] for way in ways}
-        for way in list(ways) * args.rounds:
-            if ways[way]:
-                env.sim.step = ways[way]
-            taken[way].append(seconds(step, torch.device("cpu"), 50))
-    fast, *own = [statistics.median(times) for times in taken.values()]
-    yield row("simulator step", "-", "one process", fast)
+        step = partial(env.step, np.zeros(env.action_space.shape, np.float32))
+        fast = getattr(getattr(env, "sim", None), "step", None)              # of robosuite alone, and where it is fast
+        own, taken, taken_by_own = getattr(fast, "slow", None), [], []
+        for _ in range(args.rounds):
+            taken.append(seconds(step, torch.device("cpu"), 50))
+            if own:
+                env.sim.step = own
+                taken_by_own.append(seconds(step, torch.device("cpu"), 50))
+                env.sim.step = fast
+    taken = statistics.median(taken)
+    yield row("simulator step", "-", "one process", taken)
     if own:
-        yield row("simulator step, robosuite's own", "-", "one process", *own)
-        yield row("simulator step / robosuite's own", "-", "one process", ratio=fast / own[0])
+        taken_by_own = statistics.median(taken_by_own)
+        yield row("simulator step, robosuite's own", "-", "one process", taken_by_own)
+        yield row("simulator step / robosuite's own", "-", "one process", ratio=taken / taken_by_own)
 
 
 def main() -> None:

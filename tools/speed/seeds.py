@@ -124,9 +124,9 @@ class Stages:
             stage.stop, stage.evaluator = self.stages[0].stop, self.stages[0].evaluator
 
     def __enter__(self):
-        self.stages[0].stop.listen()
         for stage in self.stages:
             stage.open()
+        self.stages[0].stop.listen()
         return self
 
     @property

@@ -138,7 +138,8 @@ def take_offline(run: Run) -> bool:
 
 
 def check_finite(run: Run, info: dict | None = None) -> dict[str, float]:
-    """The newest losses, read back. UserError where one, a weight or one of Adam's moments is not finite."""
+    """The newest losses, read back. UserError where one, a weight or one of Adam's moments is not finite: an infinite
+    moment would freeze its weight without a sound."""
     row = dict(zip(info, torch.stack(list(info.values())).tolist())) if info else {}
     state = [(name, w) for name, w in tensors(run.algo.state_dict()) if w.is_floating_point()]
     broken = [name for name, value in row.items() if not math.isfinite(value)]
