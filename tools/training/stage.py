@@ -120,7 +120,8 @@ class Stage:
 
 def resume_command(run: Run) -> str:
     """The line that goes on with the run: the script's options, or train()'s from wherever that was called."""
-    data = run.data["kind"] if run.config.data == "auto" else ""           # hosts may come and go; the run's data do not
+    # Hosts may come and go; the run's data do not.
+    data = run.data["kind"] if run.config.data == "auto" else ""
     if Path(sys.argv[0]).name not in ("train_offline.py", "train_online.py"):
         return f"train(..., resume=True{data and f', data={data!r}'})"
     words = [w for w in sys.argv if w != "--resume"] + ["--resume", *(["--data", data] if data else [])]
