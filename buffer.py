@@ -100,24 +100,6 @@ class ReplayBuffer:
             self.cuts.append(self.num_online - 1)
             self.online("terminals")[self.cuts[-1]] = 1
 
-    # ------------------------------------------------------------------------------------------ saving and resuming
-    def online_rows(self, first: int) -> Tensor:
-        """The online transitions from number `first` on, all fields side by side: [n, 2 O + A + 3], on the CPU."""
-        fields = [self.online(name)[first:self.num_online] for name in FIELDS]
-        return torch.cat([f if f.ndim == 2 else f[:, None] for f in fields], dim=1).cpu()
-
-    def load_online(self, rows: Tensor, cuts: list[int]) -> None:
-        """What online_rows(0) gave, flat or not, into an empty online part. UserError where there is no room."""
-        arrays = [self.online(name) for name in FIELDS]
-        widths = [array.shape[1:].numel() for array in arrays]
-        rows = rows.reshape(-1, sum(widths))
-        if len(rows) > len(arrays[0]):
-            raise UserError(f"the run already holds {len(rows)} online transitions, more than --online-steps allows")
-        for array, part in zip(arrays, rows.split(widths, dim=1)):
-            array[: len(rows)] = part.reshape(len(rows), *array.shape[1:])
-        self.size, self.cuts = self.offline_size + len(rows), list(cuts)
-        self.online("terminals")[self.cuts] = 1
-
 
 def room_behind(values, room: int, device) -> Tensor:
     """The values [n, ...] as float32 on the device, with zeros for `room` more rows behind them."""

@@ -11,11 +11,10 @@ Knobs belong to a group, and the group decides who must agree with whom:
              stage 1 ends)
 """
 import dataclasses
-import difflib
 import os
-import reprlib
-import sys
 from dataclasses import dataclass, field, fields
+
+from tools.checks import UserError, as_plain, check, known_only, nearest, option_name
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
 # name: (family, class, settings of its own, as App. A.2 has them). Within a family equal knobs mean an equal stage 1.
@@ -34,10 +33,6 @@ DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
 FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
 TOPK = (*DRIFT, "mvp-topk")
 SOURCES = ("auto", "official", "generated")          # of data, besides a file of one's own
-
-
-class UserError(Exception):
-    """Something the user can mend. It ends a script with one line and exit code 2; a stack trace would hide it."""
 
 
 def knob(default, help, *, group="both", choices=None, only=()):
@@ -196,121 +191,43 @@ QUICK_TASK = {
 
 
 # ------------------------------------------------------------------------------------------------- one Config
-def option_name(name: str) -> str:
-    """topk_weight -> --topk-weight"""
-    return "--" + name.replace("_", "-")
-
-
-def nearest(word: str, known) -> str:
-    """'lst' -> "; did you mean 'lift'?", and "." where nothing is near: the end of a sentence."""
-    close = difflib.get_close_matches(str(word), known, 1, 0.4)
-    return f"; did you mean {close[0]!r}?" if close else "."
-
-
-def known_only(knobs) -> None:
-    names = [f.name for f in fields(Config)]
-    for name in knobs:
-        if name not in names:
-            raise UserError(f"{reprlib.repr(name)} is no knob{nearest(name, names)}")
-
-
-PATHS = ("data", "data_dir", "out")
-
-
-def as_plain(name: str, value):
-    """A knob as files keep it: numbers and text of numpy's become Python's, and ~ the user's folder."""
-    if hasattr(value, "tolist"):                         # numpy's arrays and numbers, torch's tensors
-        value = value.tolist()
-    if name in PATHS and isinstance(value, (str, os.PathLike)):
-        value = os.path.expanduser(value)
-    return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
 def build(given: dict) -> Config:
-    """A checked Config from the knobs given by name, in the order of precedence at the top of this file."""
-    known_only(given)
+    """A checked Config from the knobs given by name. UserError for what cannot work."""
+    known_only(given, Config)
     given = {name: as_plain(name, value) for name, value in given.items()}
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
+    refuse(given, task, method, preset)
+    family, _, method_values = METHODS[method]
+    # From weak to strong: the precedence at the top of this file.
+    values = task_values(task) | preset_values(preset, task, family) | method_values | given
+    if "eval_episodes" in given and "final_episodes" not in given:           # it holds at the end of a stage too
+        values["final_episodes"] = given["eval_episodes"]
+    config = Config(**values)
+    check(config)
+    return config
+
+
+def refuse(given: dict, task: str, method: str, preset: str) -> None:
+    """UserError for unknown names, and for knobs that nothing would read."""
     for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
         if value not in known:
             raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
-    family, _, method_values = METHODS[method]
-    if preset == "released" and family != "dfp":
+    if preset == "released" and METHODS[method][0] != "dfp":
         raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
     for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):
         if name in given and only and method not in only:
             raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to {', '.join(only)}")
     if method == "dfp-no-topk" and given.get("topk_weight"):
         raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
-    values = task_values(task) | preset_values(preset, task, family) | method_values
-    if "eval_episodes" in given:                         # by hand it holds at the end of a stage too
-        values["final_episodes"] = given["eval_episodes"]
-    config = Config(**values | given)
-    check(config)
-    if config.data not in SOURCES and not os.path.isfile(config.data):
-        raise UserError(f"--data {config.data!r} is none of {', '.join(SOURCES)}{nearest(config.data, SOURCES)} "
-                        "Nor is there such a file")
-    return config
+    data = given.get("data", "auto")
+    if isinstance(data, str) and data not in SOURCES and not os.path.isfile(data):
+        raise UserError(f"--data {data!r} is none of {', '.join(SOURCES)}{nearest(data, SOURCES)} Nor is there such a "
+                        "file")
 
 
 def from_plain(knobs: dict) -> Config:
     """What Config.plain() gave, from a file. A knob that the file lacks has its default."""
-    known_only(knobs)
+    known_only(knobs, Config)
     config = Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
     check(config)
     return config
-
-
-def end_in_one_line(others=sys.excepthook) -> None:
-    """From here on a script of yours that does not catch a UserError ends as ours do."""
-    def hook(kind, error, trace):
-        if not isinstance(error, UserError):
-            return others(kind, error, trace)
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2)
-    sys.excepthook = hook
-
-
-# ------------------------------------------------------------------------------------------------- values that can work
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
-NOT_NEGATIVE = ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed", "bc_weight",
-                "topk_weight", "distill_weight", "ivc_weight")
-POSITIVE = ("layers", "hidden", "ensemble", "batch_size", "lr", "chunk", "num_generated", "best_of", "num_candidates",
-            "top_k", "flow_steps", "time_std", "seeds", "mix_size", "eval_every", "eval_episodes", "final_episodes",
-            "log_every")
-RATES = ("discount", "target_rate", "ema_rate")
-
-
-def check(config: Config) -> None:
-    """UserError for values that cannot work, before anything is written."""
-    for f in fields(config):
-        value, problem = getattr(config, f.name), problem_with(f, getattr(config, f.name))
-        if not problem and f.name in NOT_NEGATIVE and value < 0:
-            problem = "must not be negative"
-        if not problem and f.name in POSITIVE and value <= 0:
-            problem = "must be positive"
-        if not problem and f.name in RATES and not 0 < value <= 1:
-            problem = "must lie in (0, 1]"
-        if problem:
-            raise UserError(f"{option_name(f.name)} {problem}")
-    if not 0 <= config.goal_share <= 1:
-        raise UserError("--goal-share must lie in [0, 1]")
-    if not config.temperatures or min(config.temperatures) <= 0:
-        raise UserError("--temperatures must be positive numbers")
-    if config.top_k > config.num_candidates:
-        raise UserError(f"--top-k {config.top_k} cannot exceed --num-candidates {config.num_candidates}: "
-                        "K of N are kept")
-
-
-def problem_with(f: dataclasses.Field, value) -> str:
-    """Why this is no value for the knob, whatever its range; "" if it is one. An int may stand for a float."""
-    kind, choices = type(f.default), f.metadata["choices"]
-    values = value if isinstance(value, tuple) else (value,)
-    allowed = (int, float) if kind in (float, tuple) else (kind,)
-    if not all(type(v) in allowed for v in values) or isinstance(value, tuple) != (kind is tuple):
-        return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
-    if kind in (int, float, tuple) and not all(abs(v) < 2**31 for v in values):                   # nor is nan
-        return f"must be below 2^31, and is {reprlib.repr(value)}"
-    if choices and value not in choices:
-        return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
-    return ""

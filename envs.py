@@ -14,7 +14,6 @@ What all tasks share:
 """
 import logging
 import os
-import reprlib
 import warnings
 from dataclasses import dataclass
 
@@ -24,7 +23,9 @@ os.environ.setdefault("MUJOCO_GL", "disable")
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 
-from config import ROBOMIMIC, TASKS, UserError, end_in_one_line, nearest  # noqa: E402
+from config import ROBOMIMIC, TASKS, UserError  # noqa: E402
+from tools.checks import end_in_one_line, nearest  # noqa: E402
+from tools.simulators import own  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -81,21 +82,9 @@ def register(name: str, make, horizon: int) -> Task:
     observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
     is neither, termination. UserError where the spaces are others, and for a name that a folder cannot have."""
     end_in_one_line()
-    if not name.isprintable() or "/" in name or name[:1] in ("", ".", " "):
-        raise UserError(f"{name!r} cannot name a task: it must name a folder too, without slashes or a dot in front")
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")
-    env = make()
-    if not isinstance(env, gymnasium.Env):
-        raise UserError(f"{name}: make() must give a gymnasium.Env, not {type(env).__name__}")
-    obs, action = env.observation_space, env.action_space
-    if len(obs.shape or ()) != 1 or len(action.shape or ()) != 1:
-        raise UserError(f"{name}: observations and actions must be flat vectors, not {obs} and {action}")
-    if not isinstance(action, gymnasium.spaces.Box) or (action.low != -1).any() or (action.high != 1).any():
-        raise UserError(f"{name}: actions must be a Box in [-1, 1], not {action}; gymnasium.wrappers.RescaleAction "
-                        "turns any other Box into one")
-    env.close()
-    TABLE[name] = Task(name, "own", "", horizon, *obs.shape, *action.shape, make=make)
+    TABLE[name] = Task(name, "own", "", horizon, *own.checked_sizes(name, make), make=make)
     if name not in TASKS:
         TASKS.append(name)
     return TABLE[name]
@@ -221,55 +210,10 @@ class OGBenchEnv(gymnasium.Wrapper):
                 {"success": bool(info["success"])})
 
 
-class OwnEnv(gymnasium.Wrapper):
-    """A registered task, with what all tasks share. UserError where it does not keep gymnasium's word."""
-
-    def __init__(self, task: Task, **overrides):
-        super().__init__(task.make(**overrides))
-        self.horizon = task.horizon
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
-        self.action_space = gymnasium.spaces.Box(-1, 1, (task.action_dim,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        obs, _ = answer(self.env.reset(seed=seed, options=options), "reset", "(observation, info)", 2)
-        self.steps, self.success, self.told = 0, False, False
-        return self.flat(obs), {"success": False}
-
-    def step(self, action):
-        returned = self.env.step(np.clip(action, -1, 1).astype(np.float32))
-        obs, reward, terminated, truncated, info = answer(
-            returned, "step", "(observation, reward, terminated, truncated, info)", 5)
-        self.steps += 1
-        truncated = not terminated and bool(truncated or self.steps >= self.horizon)
-        # gymnasium-robotics calls it is_success, and some environments succeed in mid-episode and go on.
-        told = [info[key] for key in ("success", "is_success") if key in info]
-        self.told = self.told or bool(told)
-        if any(told) or terminated and not self.told:
-            self.success = True
-        return (self.flat(obs), float(reward), bool(terminated), truncated,
-                {"success": self.success, "told": self.told})
-
-    def flat(self, obs) -> np.ndarray:
-        try:
-            obs = np.asarray(obs, np.float32)
-        except (TypeError, ValueError):
-            raise UserError(f"the observation {reprlib.repr(obs)} is no array of numbers; observation_space says "
-                            f"{self.env.observation_space}") from None
-        if obs.shape != self.observation_space.shape:
-            raise UserError(f"observation has shape {obs.shape}, observation_space says {self.observation_space.shape}")
-        return obs
-
-
-def answer(returned, call: str, what: str, count: int) -> tuple:
-    """What an environment's call returned, if it is of gymnasium's form."""
-    if not isinstance(returned, tuple) or len(returned) != count:
-        raise UserError(f"{call}() must return {what}, as gymnasium has it, not {reprlib.repr(returned)}")
-    return returned
-
-
 def make(name: str | Task, **overrides) -> gymnasium.Env:
     """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
-    return {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": OwnEnv}[task(name).suite](task(name), **overrides)
+    kinds = {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": own.OwnEnv}
+    return kinds[task(name).suite](task(name), **overrides)
 
 
 # --------------------------------------------------------------------------------------------------- seeds of episodes

@@ -75,7 +75,7 @@ class Evaluator:
                     lengths[episode_of[i]] += 1
                     if terminated or truncated:
                         success[episode_of[i]] = info["success"]
-                        told = told or info.get("told", True)                  # where success is not told: envs.OwnEnv
+                        told = told or info.get("told", True)                  # a task of your own may not tell
                         del episode_of[i]         # this simulator is free
                         break
         if not told:

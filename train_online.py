@@ -15,9 +15,9 @@ Read online_stage(): its loop is Algorithm 1, one environment step and one updat
 """
 from pathlib import Path
 
-import config as config_module
-from config import Config
+from config import Config, build
 from run import Run
+from tools.checks import end_in_one_line
 from tools.simulators.collector import Collector
 from tools.speed.fast import fast_act, fast_update
 from tools.training import command_line
@@ -82,9 +82,9 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
 def train(**knobs) -> Path | list[Path]:
     """From Python: train(task="lift", preset="quick", seed=1) -> the run's folder (with seeds=5: all). Every knob of
     config.py. UserError for what cannot work."""
-    config_module.end_in_one_line()
+    end_in_one_line()
     command_line.print_anywhere()
-    return both_stages(config_module.build(knobs), set(knobs))
+    return both_stages(build(knobs), set(knobs))
 
 
 def main() -> None:

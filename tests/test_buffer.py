@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from buffer import FIELDS, ReplayBuffer
 from config import UserError
+from tools.training.saving import fill_online, online_rows
 
 GAMMA = 0.9
 
@@ -87,12 +88,12 @@ def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
     for terminated, truncated, lost, saving in steps:
         add(buffer, rng.normal(size=3), rng.normal(size=2), rng.normal(), terminated, truncated, rng.normal(size=3))
         if saving:
-            pieces.append(buffer.online_rows(stored))
+            pieces.append(online_rows(buffer, stored))
             stored = buffer.num_online
         if lost:                                                 # after it was saved, or before
             buffer.end_episode()
-    pieces.append(buffer.online_rows(stored))
-    other.load_online(torch.cat(pieces).flatten(), buffer.cuts)
+    pieces.append(online_rows(buffer, stored))
+    fill_online(other, torch.cat(pieces).flatten(), buffer.cuts)
     assert other.size == buffer.size == 4 + len(steps) and other.cuts == buffer.cuts
     one, two = (b.transitions(torch.arange(b.size)) for b in (buffer, other))
     assert list(one) == list(FIELDS) and all(torch.equal(one[name], two[name]) for name in FIELDS)
@@ -115,10 +116,10 @@ def test_the_rows_of_a_file():
     buffer = ReplayBuffer(make_dataset([5], [True]), 5, 2, GAMMA)
     for i in range(3):
         add(buffer, i, i, i, truncated=i == 1, next_obs=i + 1)
-    rows = buffer.online_rows(0)
+    rows = online_rows(buffer, 0)
     assert rows[1:].tolist() == [[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2], [2, 2, 2, 2, 2, 2, 1, 0, 3, 3, 3]]
-    assert torch.equal(rows[2:], buffer.online_rows(2))
+    assert torch.equal(rows[2:], online_rows(buffer, 2))
     buffer.end_episode()
     assert buffer.cuts == [2] and buffer.terminals.tolist() == [0, 0, 0, 0, 1, 0, 1, 1, 0, 0]
     with pytest.raises(UserError, match="--online-steps"):
-        ReplayBuffer(make_dataset([5], [True]), 2, 2, GAMMA).load_online(rows, [])
+        fill_online(ReplayBuffer(make_dataset([5], [True]), 2, 2, GAMMA), rows, [])

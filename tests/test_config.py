@@ -89,7 +89,7 @@ def test_command_line():
     ("--data 123", "official, generated. Nor is there such a file"), ("--method dpf", "did you mean 'dfp'"), ("--nonsense 3", "unrecognized"),
     ("--preset quik", "did you mean 'quick'"), ("--data offical", "did you mean 'official'"), ("--lr nan", "--lr"),
     ("--top-k 20", "cannot exceed"), ("--batch-size 0", "--batch-size must be positive"),
-    ("--hidden -3", "must be positive"), ("--discount 1.5", "(0, 1]"), ("--temperatures 0.1 0", "must be positive"),
+    ("--hidden -3", "must be positive"), ("--discount 1.5", "must not exceed 1"), ("--temperatures 0.1 0", "must be positive"),
     ("--offline-steps many", "invalid int value"), ("--topk-weight nan", "--topk-weight"),
     ("--preset offline-rl", "Table 8"), ("--method fql --preset released", "DFP's own"),
     ("--method dfp-no-topk --topk-weight 0.5", "means --topk-weight 0"), ("--ivc-weight 1", "mvp, mvp-topk"),

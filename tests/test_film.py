@@ -17,6 +17,7 @@ from conftest import ROOT
 from evaluate import Evaluator
 from test_scripts import first, home, script  # noqa: F401
 from tools.pictures import film
+from tools.simulators.own import OwnEnv
 
 
 class Painted(toy.Toy):
@@ -30,7 +31,7 @@ class Painted(toy.Toy):
 
 
 def painted(task="painted"):
-    return envs.OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, make=Painted))
+    return OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, make=Painted))
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from run import algorithm, read_config
 from tools.simulators import process
 from tools.simulators.collector import Collector
 from tools.training.files import read_newest
+from tools.training.saving import online_rows
 from tools.training.stage import Stage
 
 
@@ -102,7 +103,7 @@ def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
         if step >= c.warmup:
             algo.update(buffer.sample(c.batch_size, batches))
     online = np.fromfile(folder / "online.f32", np.float32)
-    assert np.array_equal(online, buffer.online_rows(0).flatten().numpy())
+    assert np.array_equal(online, online_rows(buffer, 0).flatten().numpy())
     saved = read_newest(folder / "checkpoint.pt")["algorithm"]
     for network in ("actor", "actor_old", "critic", "critic_target"):
         for name, weight in getattr(algo, network).state_dict().items():

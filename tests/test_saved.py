@@ -83,7 +83,7 @@ def plain(state):
 def state_of(one: run.Run):
     """Everything that restore() brings back."""
     return plain(dict(algorithm=one.algo.state_dict(), step=one.step, stage=one.stage, world=one.world_state,
-                      online=one.buffer.online_rows(0), cuts=one.buffer.cuts, batches=one.batch_rng.get_state(),
+                      online=saving.online_rows(one.buffer, 0), cuts=one.buffer.cuts, batches=one.batch_rng.get_state(),
                       acting=one.acting_rng.get_state()))
 
 

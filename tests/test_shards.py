@@ -14,6 +14,7 @@ import envs
 from buffer import FIELDS, ReplayBuffer
 from conftest import ROOT
 from tools.official import files, shards
+from tools.training.saving import fill_online, online_rows
 
 CUBE = envs.task("cube-single-task2")
 LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]             # of the trajectories in each file
@@ -109,7 +110,7 @@ def test_many_files_hold_and_give_the_same_as_memory(paths, tmp_path):
     index = torch.arange(rows.size).reshape(3, -1)          # of any shape, seams in it
     assert equal(on_disk.transitions(index), rows.transitions(index))
     resumed = mapped(dataset, 500)
-    resumed.load_online(on_disk.online_rows(0), on_disk.cuts)
+    fill_online(resumed, online_rows(on_disk, 0), on_disk.cuts)
     assert equal(*(buffer.sample(99, torch.Generator().manual_seed(0)) for buffer in (on_disk, resumed)))
 
 

@@ -7,7 +7,8 @@ import math
 from pathlib import Path
 
 import envs
-from config import SOURCES, UserError, option_name
+from config import SOURCES, UserError
+from tools.checks import option_name
 from tools.official import fetch
 from tools.official.files import record_path
 

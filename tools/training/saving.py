@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
-from config import UserError, from_plain, option_name
+from buffer import FIELDS
+from config import UserError, from_plain
 from run import Run
+from tools.checks import option_name
 from tools.training.files import cut_rows_after, load_networks, read_newest, save_state, take_rows, tensors
 
 
@@ -68,7 +70,7 @@ def save_online(run: Run) -> dict:
     """Appends to online.f32 the transitions that it lacks -> what a checkpoint must know to find its own part again.
     Rows that follow a checkpoint do it no harm."""
     path, (stored, checksum) = run.folder / "online.f32", run.stored
-    rows = run.buffer.online_rows(stored)
+    rows = online_rows(run.buffer, stored)
     body = rows.numpy().tobytes()
     with open(path, "r+b" if path.exists() else "wb") as file:
         file.truncate(stored * rows.shape[1] * 4)                # what a killed process wrote after its last checkpoint
@@ -82,7 +84,7 @@ def save_online(run: Run) -> dict:
 
 def load_online(run: Run, saved: dict) -> None:
     """A checkpoint's transitions, into the buffer. UserError when the file lacks them or has other ones."""
-    path, size = run.folder / "online.f32", saved["rows"] * run.buffer.online_rows(0).shape[1] * 4
+    path, size = run.folder / "online.f32", saved["rows"] * online_rows(run.buffer, 0).shape[1] * 4
     body = b""
     if size:
         with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -91,8 +93,27 @@ def load_online(run: Run, saved: dict) -> None:
         raise UserError(f"{path} does not hold the {saved['rows']} transitions that checkpoint.pt beside it counts; "
                         "another --out starts over")
     rows = torch.frombuffer(bytearray(body), dtype=torch.float32) if size else torch.empty(0)
-    run.buffer.load_online(rows, saved["cuts"])
+    fill_online(run.buffer, rows, saved["cuts"])
     run.stored = saved["rows"], saved["crc"]
+
+
+def online_rows(buffer, first: int) -> torch.Tensor:
+    """The online transitions from number `first` on, all fields side by side: [n, 2 O + A + 3], on the CPU."""
+    fields = [buffer.online(name)[first:buffer.num_online] for name in FIELDS]
+    return torch.cat([f if f.ndim == 2 else f[:, None] for f in fields], dim=1).cpu()
+
+
+def fill_online(buffer, rows: torch.Tensor, cuts: list[int]) -> None:
+    """What online_rows(buffer, 0) gave, flat or not, into an empty online part. UserError where there is no room."""
+    arrays = [buffer.online(name) for name in FIELDS]
+    widths = [array.shape[1:].numel() for array in arrays]
+    rows = rows.reshape(-1, sum(widths))
+    if len(rows) > len(arrays[0]):
+        raise UserError(f"the run already holds {len(rows)} online transitions, more than --online-steps allows")
+    for array, part in zip(arrays, rows.split(widths, dim=1)):
+        array[: len(rows)] = part.reshape(len(rows), *array.shape[1:])
+    buffer.size, buffer.cuts = buffer.offline_size + len(rows), list(cuts)
+    buffer.online("terminals")[buffer.cuts] = 1
 
 
 def save_offline(run: Run) -> None:

@@ -1,0 +1,89 @@
+"""What config.py checks knobs with. Whatever the user can mend is a UserError, one line."""
+import dataclasses
+import difflib
+import os
+import reprlib
+import sys
+
+
+class UserError(Exception):
+    """Something the user can mend. It ends a script with one line and exit code 2; a stack trace would hide it."""
+
+
+def end_in_one_line(others=sys.excepthook) -> None:
+    """From here on a script of yours that does not catch a UserError ends as ours do."""
+    def hook(kind, error, trace):
+        if not isinstance(error, UserError):
+            return others(kind, error, trace)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2)
+    sys.excepthook = hook
+
+
+def nearest(word: str, known) -> str:
+    """'lst' -> "; did you mean 'lift'?", and "." where nothing is near: the end of a sentence."""
+    close = difflib.get_close_matches(str(word), known, 1, 0.4)
+    return f"; did you mean {close[0]!r}?" if close else "."
+
+
+def option_name(name: str) -> str:
+    """topk_weight -> --topk-weight"""
+    return "--" + name.replace("_", "-")
+
+
+# ------------------------------------------------------------------------------------------------- names and values
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
+PATHS = ("data", "data_dir", "out")
+# Every number must be above 0, but for these.
+SIGNED = ("time_mean",)
+MAY_BE_ZERO = ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed", "bc_weight",
+               "topk_weight", "distill_weight", "ivc_weight", "goal_share")
+AT_MOST_ONE = ("discount", "target_rate", "ema_rate", "goal_share")
+
+
+def known_only(knobs, config_class) -> None:
+    names = [f.name for f in dataclasses.fields(config_class)]
+    for name in knobs:
+        if name not in names:
+            raise UserError(f"{reprlib.repr(name)} is no knob{nearest(name, names)}")
+
+
+def as_plain(name: str, value):
+    """A knob as files keep it: numbers and text of numpy's become Python's, and ~ the user's folder."""
+    if hasattr(value, "tolist"):                         # numpy's arrays and numbers, torch's tensors
+        value = value.tolist()
+    if name in PATHS and isinstance(value, (str, os.PathLike)):
+        value = os.path.expanduser(value)
+    return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def check(config) -> None:
+    """UserError for values that cannot work, before anything is written."""
+    for f in dataclasses.fields(config):
+        if problem := problem_with(f, getattr(config, f.name)):
+            raise UserError(f"{option_name(f.name)} {problem}")
+    if config.top_k > config.num_candidates:
+        raise UserError(f"--top-k {config.top_k} cannot exceed --num-candidates {config.num_candidates}: "
+                        "K of N are kept")
+
+
+def problem_with(f: dataclasses.Field, value) -> str:
+    """Why this is no value for the knob; "" if it is one. An int may stand for a float."""
+    kind, choices = type(f.default), f.metadata["choices"]
+    values = value if isinstance(value, tuple) else (value,)
+    allowed = (int, float) if kind in (float, tuple) else (kind,)
+    if not all(type(v) in allowed for v in values) or isinstance(value, tuple) != (kind is tuple) or not values:
+        return f"must be {KINDS[kind]}, not {reprlib.repr(value)}"
+    if choices and value not in choices:
+        return f"{value!r} is not one of {', '.join(choices)}{nearest(value, choices)}"
+    if kind in (bool, str):
+        return ""
+    if not all(abs(v) < 2**31 for v in values):                                                   # nor is nan
+        return f"must be below 2^31, and is {reprlib.repr(value)}"
+    if f.name in MAY_BE_ZERO and value < 0:
+        return "must not be negative"
+    if f.name not in (*SIGNED, *MAY_BE_ZERO) and min(values) <= 0:
+        return "must be positive"
+    if f.name in AT_MOST_ONE and value > 1:
+        return "must not exceed 1"
+    return ""
