@@ -31,7 +31,7 @@ class ReplayBuffer:
         self.offline_size = self.size = len(dataset["observations"])
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        self.cuts = []           # online transitions after which an episode was abandoned, for a resumed run
+        self.cuts = []           # numbers of the online transitions that end_episode() marked, for checkpoints
 
         def with_room(values):
             return room_behind(values, online_capacity, self.device)
@@ -45,7 +45,7 @@ class ReplayBuffer:
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks. Training calls starts() itself and leaves chunks() to the update, which may be a graph."""
+        """A batch of chunks. Training calls starts() itself and leaves chunks() to the update, to be fast."""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:

@@ -1,14 +1,12 @@
-"""Every knob, once: name, default, meaning. Then what the paper changes per task (Tables 5 and 8) and what presets do.
+"""Every knob: name, default, meaning. Then what changes with the task (Tables 5 and 8), and with the preset.
 
-tools/training/command_line.py makes options of them: `topk_weight` is --topk-weight. Precedence:
+The defaults are the paper's for lift, can and square. Each knob is an option of the scripts: `topk_weight` is
+--topk-weight. Where several places have a value for it, the strongest counts:
 
     option on the command line  >  method  >  preset  >  task  >  default
 
-Knobs belong to a group, and the group decides who must agree with whom:
-    both     read by stage 1 (offline): a checkpoint offline.pt may only be reused where all of them agree
-    online   read by stage 2 alone: siblings that differ only here share offline.pt
-    run      how much is run, and how: free to change on --resume (preset and data name the folder; offline_steps until
-             stage 1 ends)
+A knob's group tells which runs must agree in it: all that share a stage 1 ("both"), those alone that go on with one
+another's stage 2 ("online"), or none ("run").
 """
 import dataclasses
 import os
@@ -68,22 +66,23 @@ class Config:
     # ---- the policy (Table 5)
     chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
     num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)", only=DRIFT)
-    temperatures: tuple = knob((0.05,), "h: kernel widths of the drift loss, as shares of the mean distance (Table 5; "
-                              "Robomimic: 0.005 0.05)", only=DRIFT)
-    best_of: int = knob(16, "N': samples to choose from when acting and bootstrapping (Table 5; Robomimic: 4)")
+    temperatures: tuple = knob((0.005, 0.05), "h: kernel widths of the drift loss, as shares of the mean distance "
+                              "(Table 5; OGBench: 0.05)", only=DRIFT)
+    best_of: int = knob(4, "N': samples to choose from when acting and bootstrapping (Table 5; OGBench: 16)")
     bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)", only=DRIFT + MVP)
     mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
     topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)", only=TOPK)
 
     # ---- policy improvement (Table 5)
     num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", group="online", only=TOPK)
-    top_k: int = knob(4, "K: candidates kept as positives (Table 5; Robomimic: 2)", group="online", only=TOPK)
+    top_k: int = knob(2, "K: candidates kept as positives (Table 5; OGBench: 4)", group="online", only=TOPK)
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", group="online", only=TOPK)
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", group="online", only=TOPK)
 
     # ---- the baselines (baselines/; App. A.2)
     flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)", only=FLOW)
-    distill_weight: float = knob(300.0, "alpha: weight of the distillation beside -Q (App. A.2, per task)", only=FQL)
+    distill_weight: float = knob(10_000.0, "alpha: weight of the distillation beside -Q (App. A.2; OGBench: 300)",
+                                 only=FQL)
     ivc_weight: float = knob(1.0, "weight of the instantaneous velocity constraint (App. A.2, per task)", only=MVP)
     time_mean: float = knob(-0.4, "mean of the logit-normal times (released code)", only=MVP)
     time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)", only=MVP)
@@ -93,22 +92,23 @@ class Config:
                      group="run")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
                          "ogbench keep them)", group="run")
-    data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; of official sets in "
-                          "many files, to use; 0 = 300, 1M or all")
-    data_device: str = knob("auto", "where the buffer lies: auto = where training happens, sets in many files on disk",
-                            group="run", choices=("auto", "cpu", "cuda"))
-    mix_size: int = knob(1_000_000, "sets in many files count for at most so many transitions in an online batch",
+    data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; 0 = 300 or 1M. Of "
+                          "official sets in many files: transitions to use; 0 = all")
+    data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
+                            "are many files", group="run", choices=("auto", "cpu", "cuda"))
+    mix_size: int = knob(1_000_000, "data of many files: how large they count when an online batch is drawn",
                          group="online")
-    goal_share: float = knob(0.0, "generated data of cubes: share of transitions from noisy episodes aimed at the goal")
+    goal_share: float = knob(0.0, "generated data of cubes: share of transitions from episodes aimed at the goal")
 
     # ---- evaluation and running
     eval_every: int = knob(100_000, "steps between evaluations", group="run")
-    eval_episodes: int = knob(50, "episodes of an evaluation; given by hand, at the end of a stage too", group="run")
+    eval_episodes: int = knob(50, "episodes of an evaluation; given as an option, at the end of a stage too",
+                              group="run")
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", group="run")
     log_every: int = knob(500, "steps between rows of train.csv", group="run")
     device: str = knob("auto", "where to train", group="run", choices=("auto", "cpu", "cuda"))
-    precision: str = knob("auto", "auto: bf16 for passes without a gradient where the hardware is faster so, TF32 on "
-                          "CUDA; fp32: neither", choices=("auto", "fp32"))
+    precision: str = knob("auto", "auto: bf16 for passes without a gradient where that is faster, TF32 on CUDA; fp32: "
+                          "neither", choices=("auto", "fp32"))
     compile: bool = knob(True, "torch.compile the losses", group="run")
     workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", group="run")
     threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", group="run")
@@ -119,12 +119,6 @@ class Config:
     def plain(self) -> dict:
         """The knobs as a file gives them back: tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
-
-    def stage1_knobs(self) -> dict:
-        """What offline.pt depends on, for reuse by siblings: not the method's name, but its family and its knobs."""
-        also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if self.topk_offline else ()
-        return {"family": METHODS[self.method][0]} | {
-            f.name: self.plain()[f.name] for f in fields(self) if f.metadata["group"] == "both" or f.name in also}
 
 
 # ------------------------------------------------------------------------------------------------- Tables 5 and 8
@@ -142,20 +136,19 @@ TABLE_8 = {
     "puzzle-4x4-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=32, top_k=16),
 }
 
-# App. A.2, where it departs from the defaults. The tasks of Table 8 alone are missing there: FQL's alpha as in FQL's
-# own README.
+# App. A.2, where a task departs from the other cubes. It lacks Table 8's: theirs is alpha of FQL's own README.
 BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
              "puzzle": dict(distill_weight=1000.0)}
 
 
 def task_values(task: str) -> dict:
-    """Table 5's per-task values and the baselines'. The four tasks of Table 8 that Table 5 lacks take OGBench's, with
-    Table 8's lambda, h, N and K."""
+    """Where a task departs from the defaults. Tasks that only Table 8 has take lambda, h, N and K from there."""
     if task in ROBOMIMIC:
-        return dict(temperatures=(0.005, 0.05), best_of=4, top_k=2, distill_weight=10_000.0)
+        return {}
+    ogbench = dict(temperatures=(0.05,), best_of=16, top_k=4, distill_weight=300.0)
     baselines = next((values for name, values in BASELINES.items() if task.startswith(name)), {})
     offline_rl = TABLE_8.get(task, {}) if task not in OGBENCH else {}
-    return dict(temperatures=(0.05,), best_of=16, top_k=4) | baselines | offline_rl
+    return ogbench | baselines | offline_rl
 
 
 def preset_values(preset: str, task: str, family: str) -> dict:
@@ -176,16 +169,12 @@ def preset_values(preset: str, task: str, family: str) -> dict:
 QUICK = dict(threads=1, hidden=128, batch_size=128, offline_steps=8_000, online_steps=16_000, warmup=500,
              eval_every=4_000, eval_episodes=20, final_episodes=50, log_every=100, data="generated", data_size=100_000)
 QUICK_TASK = {
-    # The shipped sets. With 100 demonstrations the critic overfits, and the best of N' by such a critic is worse than
-    # the raw policy.
-    "lift": dict(data_size=300),
-    # These two need more updates, so their networks are narrower. One of an eighth of the paper's width takes a larger
-    # learning rate: on square it imitates better after 24,000 updates with 1e-3 than after 40,000 with 3e-4;
-    # results/batch compares more. Their episodes are long, so they are evaluated less often.
+    "lift": dict(data_size=300),                               # the set that comes with the project, as below
+    # These two need more updates, so their networks are narrower. Such a network learns faster with a larger learning
+    # rate: results/batch. Their episodes are long, so they are evaluated less often.
     "can": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=12_000),
     "square": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=24_000),
-    # Play alone hardly ever completes a task; half of so small a set is therefore aimed at it, and says so in its
-    # name. Two cubes are two tasks, one after the other: with 3e-4 and 8,000 + 16,000 steps none was completed.
+    # Random play hardly ever reaches a task's goal. In so small a set half of the transitions are aimed at it.
     "cube-single-task2": dict(data_size=40_000, goal_share=0.5),
 } | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in OGBENCH}
 

@@ -4,11 +4,11 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
     y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]     (Eq. 1)
 
-m = 0 where the task has *terminated* (nothing follows); running into a time limit keeps m = 1. A chunk in which the
-episode ends before the last step takes no part (`valid` in td_loss): where success ends an episode, it enters by the
-chunks that end with it. The H-step return needs no correction although the data are off-policy: Q is asked about
-exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here,
-as in the released code, a' is the best of N' samples, see topk.py.
+m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk takes no part where
+the episode ends before the chunk's last step (`valid` in td_loss). So Q learns of a success from the chunks whose last
+step is the success. The H-step return needs no correction although the data are off-policy: Q is asked about exactly
+the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here, as in the
+released code, a' is the best of N' samples, see topk.py.
 
 Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
 
@@ -26,8 +26,8 @@ class Critic(nn.Module):
 
         x = [s || a];   for each hidden layer: x = LayerNorm(GELU(Linear(x)));   Q = Linear(x)
 
-    Their parameters lie in one tensor a layer, weights [E, in, out], so that each layer is one batched product. With
-    such small networks the number of calls is what costs.
+    It computes what a list of E such MLPs would. For speed alone the members' parameters lie in one tensor a layer,
+    weights [E, in, out]: a layer of all members is then one product.
 
     aggregate: "mean" (Table 5) or "min" (the field's usual, pessimistic choice).
     """
@@ -55,7 +55,8 @@ class Critic(nn.Module):
             x = gelu(x @ self.weights[layer] + self.biases[layer])
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
             x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]
-        with torch.autocast(x.device.type, enabled=False):                    # in float32, for policy.MLP's reason
+        # The last layer in float32: bf16 has 8 bits of mantissa and cannot tell Q = -100.0 from -100.2.
+        with torch.autocast(x.device.type, enabled=False):
             q = x.to(self.weights[-1].dtype) @ self.weights[-1] + self.biases[-1]                   # [E, B, 1]
         return q.reshape(-1, *axes)
 
@@ -90,4 +91,5 @@ def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 @torch.no_grad()
 def move_towards(average: nn.Module, source: nn.Module, rate: float) -> None:
     """average <- rate * source + (1 - rate) * average, for the target critic (5e-3) and for pi_old (1e-4)."""
-    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), rate)    # one kernel for all on a GPU
+    # a.lerp_(b, rate) for each pair of parameters, all in one call.
+    torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), rate)

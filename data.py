@@ -20,7 +20,6 @@ import functools
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 import envs
@@ -32,66 +31,35 @@ from tools.training.files import one_at_a_time
 
 # ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released.
-
-    A recording's last step is taken for a success, as it is in the official sets: leave failed ones out of yours. Where
-    there is no next_obs it is the obs of the next step. The last one is then unknown, and as its mask is 0 not used."""
+    """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released."""
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
-    widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
-    widths |= {f"obs/{key}": (n,) for key, n in sizes.items()}
-    next_widths = {f"next_obs/{key}": (n,) for key, n in sizes.items()}
+
+    def observation(demo, group):
+        return np.concatenate([demo[f"{group}/{key}"] for key in sizes], axis=1)                    # [T, O]
     columns = {name: [] for name in FIELDS}
-    files.require(h5py.is_hdf5(path), "it is no HDF5 file, as robomimic's are")
-    with h5py.File(path, "r") as file:
-        files.require("data" in file, "it has no group 'data'" + files.foreign(file))
-        files.check_recorded_in(task, file["data"].attrs, path)
-        for name in files.in_order(file["data"]):
-            has_next = "next_obs" in file["data"][name]
-            demo = files.checked(file["data"][name], widths | (next_widths if has_next else {}), name + "/")
-            obs = np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1)                     # [T, O]
-            if has_next:
-                next_obs = np.concatenate([demo[f"next_obs/{key}"] for key in sizes], axis=1)
-            else:
-                next_obs = np.concatenate([obs[1:], obs[-1:]])
-            files.require(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
-            demo["dones"][-1] = 1
-            columns["observations"].append(obs)
-            columns["actions"].append(demo["actions"])
-            columns["rewards"].append(demo["rewards"] - 1)
-            columns["masks"].append(1 - demo["dones"])
-            columns["terminals"].append(demo["dones"])
-            columns["next_observations"].append(next_obs)
+    for demo in files.demonstrations(path, task, sizes):
+        obs = observation(demo, "obs")
+        if "next_obs/object" in demo:
+            next_obs = observation(demo, "next_obs")
+        else:                                    # the next step's obs; after the last step nothing is looked up
+            next_obs = np.concatenate([obs[1:], obs[-1:]])
+        demo["dones"][-1] = 1                    # a success, as in the official sets: leave failures out of yours
+        rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - demo["dones"],
+                    terminals=demo["dones"], next_observations=next_obs)
+        for name in FIELDS:
+            columns[name].append(rows[name])
     return {name: np.concatenate(parts) for name, parts in columns.items()}
 
 
-def read_ogbench(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
+def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """OGBench play npz -> transitions. The last row of a trajectory is only the state after its last transition.
-    Several tasks, which differ in their goals alone: rewards and masks are [n, tasks]."""
-    rows = files.play(path, tasks[0])
+    Rewards and masks follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
+    rows = files.play(path, task)
+    rewards, masks = files.relabel(rows, task)
     index = np.flatnonzero(rows["terminals"] == 0)                         # rows that have a successor
-    labels = [relabel(rows, task) for task in tasks]
-    rewards = np.stack([rewards for rewards, _ in labels], axis=-1)[index]                          # [n, tasks]
-    masks = np.stack([masks for _, masks in labels], axis=-1)[index]
-    if len(tasks) == 1:
-        rewards, masks = rewards[:, 0], masks[:, 0]
-    return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards,
-            "masks": masks, "terminals": rows["terminals"][index + 1],
+    return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
+            "masks": masks[index], "terminals": rows["terminals"][index + 1],
             "next_observations": rows["observations"][index + 1]}
-
-
-def relabel(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:
-    """ogbench's own rewards and masks (0 where the goal is reached) of a task. Unlike online ones they speak of the
-    state *before* a row's action."""
-    import ogbench.relabel_utils
-    simulator, labelled = simulator_of(task), dict(rows)
-    simulator.reset()
-    joints = rows["qpos"].shape[1]
-    files.require(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
-    ogbench.relabel_utils.relabel_dataset(task.source, simulator, labelled)
-    return labelled["rewards"], labelled["masks"]
-
-
-simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
 
 
 def read_own(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
@@ -104,21 +72,15 @@ def read_own(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own}
 
 
-def read(path: Path, *tasks: envs.Task) -> dict[str, np.ndarray]:
+def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """A file of the task's format -> arrays by FIELDS, actions clipped to +-(1 - 1e-5). UserError if it is broken."""
-    with files.errors_in_one_line(path, tasks[0]):
-        dataset = READERS[tasks[0].suite](path, *tasks)
+    with files.errors_in_one_line(path, task):
+        dataset = READERS[task.suite](path, task)
     dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
     return dataset
 
 
 # ------------------------------------------------------------------------------------------ the data of a run
-def record_of_good(path: Path, record: Path, task: envs.Task) -> dict:
-    """The record of a file that was read before and has not changed, or that can be read now. UserError otherwise."""
-    with files.errors_in_one_line(path, task):
-        return files.checked_record(path, record, lambda file: read(file, task))
-
-
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
     sha256, origin, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
@@ -126,8 +88,10 @@ def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
         kind, why, found = find(config, task, folder, READERS[task.suite], say, given)
-        paths = [path for path, _ in found]
-        records = [record_of_good(path, record, task) for path, record in found]
+        paths, records = [path for path, _ in found], []
+        for path, record in found:                         # each file is read once; its record vouches for it later
+            with files.errors_in_one_line(path, task):
+                records.append(files.checked_record(path, record, functools.partial(read, task=task)))
         if len(paths) == 1:
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}

@@ -37,8 +37,9 @@ class DFP:
         self.chunk, self.obs_dim, self.action_dim = config.chunk, obs_dim, action_dim
         self.chunk_dim = D = config.chunk * action_dim
         hidden = (config.hidden,) * config.layers
-        with torch.random.fork_rng(devices=[]):            # leaves the global generator alone; on the CPU, so
-            torch.manual_seed(config.seed)                 # that every device starts from the same network
+        # Made on the CPU, so that every device starts from the same network; the global generator is left alone.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
             self.actor = self.make_actor(obs_dim, D, hidden).to(self.device)
             self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)
         self.actor_old = copy.deepcopy(self.actor).requires_grad_(False)
@@ -71,7 +72,7 @@ class DFP:
         """
         phi_loss_of, theta_loss_of = losses or (self.critic_loss, self.actor_loss)
         noise = noise or self.draw_noise(len(batch["rewards"]))
-        # Line 6. The Bellman error of phi. It may come first, as both losses are taken before either is stepped on.
+        # Line 6. The Bellman error of phi. It may come before line 5: no parameter moves until both losses are there.
         phi_loss, critic_info = phi_loss_of(batch, noise)
         # Lines 4-5. Samples of pi_theta, the critic's favourites among the proposals of pi_old, and the loss of theta.
         theta_loss, actor_info = theta_loss_of(batch, noise)
@@ -126,8 +127,8 @@ class DFP:
 
     @torch.no_grad()
     def diagnostics(self, generated: Tensor, data: Tensor) -> dict[str, Tensor]:
-        """What the loss value cannot show, as it hardly changes, by construction: are samples close to the data, and
-        do they differ? (To whole chunks, what is past an episode's end included.)"""
+        """Are samples close to the data, and do they differ? The loss cannot tell: by construction it hardly changes.
+        Chunks are compared whole, also past an episode's end."""
         return {"bc_error": (generated - data).abs().mean(),
                 "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
 

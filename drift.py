@@ -74,12 +74,11 @@ def drift_loss(
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
     and "force_rms_<R>", the root mean square of each temperature's force before it is normalised. Raises ValueError
     where shapes do not fit, for no positive and for a temperature that is not above 0. Runs in float32 under autocast;
-    float64 inputs stay float64. Memory: all differences at once, [B, G, G + M + P, D]. Where D is large, as of images,
-    take fewer samples or states, or drift features of them.
+    float64 inputs stay float64. Memory: all differences at once, [B, G, G + M + P, D].
 
     The value says nothing about progress. With one temperature its mean over the batch is 1 *by construction*: the
-    force is divided by its own size. With n of them it is at most n^2. Where samples have arrived, forces do not vanish
-    but average out over batches. So watch the samples: their distance to the data and their spread. force_rms tells as
+    force is divided by its own size. With n of them it is at most n^2. Samples that have arrived are still pushed, in
+    each batch to another side. So watch the samples: their distance to the data and their spread. force_rms tells as
     little: it is also small where all samples have collapsed.
     """
     if negatives is None:
@@ -114,8 +113,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     (scale, unit of length, force [B, G, D], root mean square per temperature)."""
     G, D = x.shape[1:]
     # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are
-    # close, and that is where a small temperature looks. The floor (1e-4 after the root) also stands for a sample's
-    # distance to itself.
+    # close, and that is where a small temperature looks. No distance is below 1e-4, not even a sample's to itself.
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 

@@ -10,22 +10,21 @@ What all tasks share:
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
                  Rewards speak of the state *after* the step. Beware: those of OGBench's *data* speak of the state
-                 *before* it, as ogbench itself labels them (data.relabel).
+                 *before* it, as ogbench itself labels them.
 """
-import logging
 import os
 import warnings
 from dataclasses import dataclass
 
+import gymnasium
+import numpy as np
+
+from config import ROBOMIMIC, TASKS, UserError
+from tools.checks import end_in_one_line, nearest
+from tools.simulators import own, robosuite_setup
+
 # Training renders nothing. mujoco reads this when it is first imported; evaluate.py --film chooses a renderer before.
 os.environ.setdefault("MUJOCO_GL", "disable")
-
-import gymnasium  # noqa: E402
-import numpy as np  # noqa: E402
-
-from config import ROBOMIMIC, TASKS, UserError  # noqa: E402
-from tools.checks import end_in_one_line, nearest  # noqa: E402
-from tools.simulators import own  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ TABLE = _tasks()
 
 
 def task(name: str | Task) -> Task:
-    """The task of that name; a Task is its own. UserError for an unknown one."""
+    """The task of that name, or the Task itself. UserError for an unknown name."""
     if isinstance(name, Task):
         return name
     if name not in TABLE:
@@ -67,27 +66,10 @@ def task(name: str | Task) -> Task:
     return TABLE[name]
 
 
-def list_tasks() -> str:
-    """A line for each task, as --task list prints them."""
-    lines = [f"{'task':22}{'suite':11}{'observation':>12}{'action':>8}{'horizon':>9}   official data"]
-    for t in TABLE.values():
-        play = f"{'100M' if t.source == 'cube-quadruple' else '1M'} transitions of play"
-        size = {"robomimic": "300 demonstrations", "own": "yours"}.get(t.suite, play)
-        lines.append(f"{t.name:22}{t.suite:11}{t.obs_dim:12}{t.action_dim:8}{t.horizon:9}   {size}")
-    return "\n".join(lines)
-
-
-def register(name: str, make, horizon: int) -> Task:
-    """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
-    observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
-    is neither, termination. UserError where the spaces are others, and for a name that a folder cannot have."""
-    end_in_one_line()
-    if name in TABLE and TABLE[name].suite != "own":
-        raise UserError(f"{name!r} is a task of the paper: choose another name")
-    TABLE[name] = Task(name, "own", "", horizon, *own.checked_sizes(name, make), make=make)
-    if name not in TASKS:
-        TASKS.append(name)
-    return TABLE[name]
+def make(name: str | Task, **overrides) -> gymnasium.Env:
+    """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
+    kinds = {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": own.OwnEnv}
+    return kinds[task(name).suite](task(name), **overrides)
 
 
 # --------------------------------------------------------------------------------------------------- Robomimic
@@ -95,49 +77,9 @@ def register(name: str, make, horizon: int) -> Task:
 OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
 
-def robosuite_args(name: str) -> dict:
-    """What the official v1.5 files record as env_args, so that generated and official data come from one
-    environment."""
-    osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
-               output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
-               damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
-               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
-               gripper=dict(type="GRIP"))
-    return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
-                lite_physics=True,              # replayed demonstrations agree bit for bit with it off; on is faster
-                reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
-                has_renderer=False, has_offscreen_renderer=False,
-                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
-                # there.
-                hard_reset=task(name).source == "Lift")
-
-
-def _errors_only(record) -> bool:
-    return record.levelno >= logging.ERROR       # its warnings are about optional robots and macros, at every start
-
-
-def import_mujoco() -> None:
-    """UserError where the renderer that MUJOCO_GL asks for is not there."""
-    try:
-        import mujoco  # noqa: F401
-    except Exception as error:           # each renderer has its own
-        raise UserError(f"MUJOCO_GL={os.environ.get('MUJOCO_GL')} does not work here ({type(error).__name__} {error}); "
-                        "unset it, or install that renderer") from None
-
-
-def import_robosuite():
-    """The module, imported late (OGBench users need not wait for it) and quietly."""
-    import_mujoco()
-    logging.getLogger("robosuite_logs").addFilter(_errors_only)      # a filter: robosuite itself resets the level
-    import robosuite
-    return robosuite
-
-
 def make_robosuite(name: str | Task, **overrides):
     """The raw robosuite environment of a Robomimic task (tools/standins/operators.py demonstrates in it)."""
-    env = import_robosuite().make(task(name).source, **robosuite_args(name) | overrides)
-    from tools.simulators.fast_robosuite import quicken      # late: it imports robosuite
-    return quicken(env)
+    return robosuite_setup.make(task(name).source, **overrides)
 
 
 def robosuite_obs(raw: dict) -> dict[str, np.ndarray]:
@@ -186,7 +128,7 @@ class OGBenchEnv(gymnasium.Wrapper):
     """cube-*, scene, puzzle-*: ogbench's single-task environments."""
 
     def __init__(self, name: str, **overrides):
-        import_mujoco()
+        robosuite_setup.import_mujoco()
         import ogbench  # noqa: F401  registers the environments
         warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")  # its float64 bounds
         self.task = task(name)
@@ -210,10 +152,20 @@ class OGBenchEnv(gymnasium.Wrapper):
                 {"success": bool(info["success"])})
 
 
-def make(name: str | Task, **overrides) -> gymnasium.Env:
-    """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
-    kinds = {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": own.OwnEnv}
-    return kinds[task(name).suite](task(name), **overrides)
+# --------------------------------------------------------------------------------------------------- your own
+def register(name: str, make, horizon: int) -> Task:
+    """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
+    observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
+    is neither, termination. UserError for other spaces, and for a name that a folder cannot have."""
+    end_in_one_line()
+    if name in TABLE and TABLE[name].suite != "own":
+        raise UserError(f"{name!r} is a task of the paper: choose another name")
+    new = Task(name, "own", "", horizon, *own.checked_sizes(name, make), make=make)
+    own.try_out(new)
+    TABLE[name] = new
+    if name not in TASKS:
+        TASKS.append(name)
+    return new
 
 
 # --------------------------------------------------------------------------------------------------- seeds of episodes

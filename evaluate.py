@@ -18,19 +18,19 @@ import run
 from config import UserError
 from tools.simulators.process import SimulatorLost, Simulators, cores
 from tools.training import command_line
-from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows, say_once
+from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 
 
 class Evaluator:
-    """evaluator(act, episodes) -> {"success", "return", "length", "episodes"}, means over episodes that are played in
-    `workers` processes. Results do not depend on how many. Processes start at the first call and stay."""
+    """evaluator(act, episodes) -> {"success", "return", "length", "episodes"}: means over episodes, which are played in
+    `workers` processes. The result does not depend on their number. They start at the first call and stay."""
 
     def __init__(self, task: envs.Task, workers: int, make=envs.make):
-        # They are told the Task, not its name: a new process does not know what this one registered.
+        # make gets the Task and not its name, because a new process does not know what this one has registered.
         self.make, self.workers, self.simulators = functools.partial(make, task), max(1, workers), None
 
     def __call__(self, act, episodes: int, best_of: int | None = None, stop=None) -> dict | None:
-        """act: see dfp.DFP.act. stop() is asked between chunks: once true, there is no result. UserError when
+        """act: see dfp.DFP.act. stop() is asked between chunks; once it is true the result is None. UserError when
         simulators keep dying, and for numbers that are not finite."""
         for _ in range(3):
             try:
@@ -45,8 +45,7 @@ class Evaluator:
         if self.simulators is None:
             self.simulators = Simulators(self.make, self.workers)
         success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
-        todo, told = [*range(episodes)], False
-        episode_of, obs, noise = {}, {}, {}                                    # by simulator
+        todo, episode_of, obs, noise = [*range(episodes)], {}, {}, {}         # the last three by simulator
 
         while todo or episode_of:
             # Simulators that are free begin the next episodes.
@@ -58,7 +57,7 @@ class Evaluator:
             for i in free:
                 obs[i] = self.simulators.receive(i)[0]
             if stop and stop():
-                self.close()                      # simulators may be in mid-episode: others next time
+                self.close()                      # they may be in mid-episode; the next call starts new ones
                 return None
 
             # The policy acts, once for all, so that who plays which episode does not depend on who is faster.
@@ -75,12 +74,8 @@ class Evaluator:
                     lengths[episode_of[i]] += 1
                     if terminated or truncated:
                         success[episode_of[i]] = info["success"]
-                        told = told or info.get("told", True)                  # a task of your own may not tell
                         del episode_of[i]         # this simulator is free
                         break
-        if not told:
-            say_once("warning: the environment's info has no 'success' and no 'is_success': an episode that terminates "
-                     "is taken for one")
         return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
                 "return": float(returns.mean())}
 

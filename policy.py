@@ -30,8 +30,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for linear in self.linears[:-1]:
             x = gelu(linear(x))
-        # The last layer always runs in float32: under autocast (candidate passes, see dfp.py) the hidden layers are
-        # bf16, whose 8 bits of mantissa cannot tell Q = -100.0 from -100.2.
+        # The last layer always runs in float32, also where the hidden ones run in bf16 (dfp.candidate_precision): its
+        # output is an action, which keeps its digits so.
         with torch.autocast(x.device.type, enabled=False):
             return self.linears[-1](x.to(self.linears[-1].weight.dtype))
 
@@ -50,8 +50,8 @@ class Actor(nn.Module):
 def sample(actor: Actor, obs: Tensor, noise: Tensor) -> Tensor:
     """n actions for each state: obs [B, O], noise [B, n, D] -> [B, n, D] in [-1, 1].
 
-    Clipping, and not tanh, as in the released code. It has a price to know of: a coordinate outside the bounds gets no
-    gradient, from any loss, until what other samples and coordinates change brings it back in.
+    Clipping, and not tanh, as in the released code. It has a price: a coordinate outside the bounds gets no gradient
+    from any loss. It only comes back when the network changes for the sake of other samples and coordinates.
     """
     obs = obs[:, None].expand(-1, noise.shape[1], -1)                                               # [B, n, O]
     return actor(obs, noise).clamp(-1, 1)

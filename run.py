@@ -20,10 +20,9 @@ from pathlib import Path
 
 import torch
 
-import config as config_module
 import envs
 from buffer import ReplayBuffer
-from config import METHODS, SOURCES, Config, UserError
+from config import METHODS, SOURCES, Config, UserError, from_plain
 from dfp import DFP
 from tools.speed.fast import bf16_pays
 from tools.training.files import load_networks, read_newest, save_state, write_json
@@ -52,7 +51,7 @@ class Run:
     def start_online(self) -> None:
         """Between the stages: pi_old becomes a copy of pi_theta."""
         self.algo.start_online()
-        # Anew, so that a run from a sibling's stage 1 equals one that ran it itself.
+        # From a fresh seed, so that a run gives the same numbers whether stage 1 was its own or taken from a sibling.
         self.batch_rng.manual_seed(self.config.seed + 3)
 
 
@@ -70,7 +69,7 @@ def read_config(folder: str | Path) -> tuple[Config, dict]:
         record = json.loads((Path(folder) / "config.json").read_text())
         if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):
             raise TypeError
-        return config_module.from_plain(record["config"]), record
+        return from_plain(record["config"]), record
     except UserError as error:
         raise UserError(f"{folder}/config.json: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -121,24 +120,3 @@ def export(folder: str | Path, to: str | Path) -> None:
     save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
     record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
     write_json(to / "config.json", record)
-
-
-# ----------------------------------------------------------------------------------------------- where its folder lies
-def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
-    """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
-    named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
-    usual = config_module.build({k: getattr(config, k) for k in ("task", "method", "preset")})
-    changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
-    setting = ",".join([config.preset, *(f"{k}={as_text(getattr(config, k))}" for k in changed)])
-    return Path(config.out) / config.task / config.method / data_kind / setting / f"seed{config.seed}"
-
-
-def as_text(value) -> str:
-    if isinstance(value, tuple):
-        return "+".join(f"{v:g}" for v in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def kind_begun(config: Config, given: set[str], kinds=("official", "generated")) -> str | None:
-    """The first of these kinds of data that a run of this config has begun with."""
-    return next((kind for kind in kinds if (folder_of(config, given, kind) / "config.json").exists()), None)

@@ -13,8 +13,8 @@ from tools.training.stage import Stage, tell_end
 
 
 def offline_stage(run: Run) -> None:
-    """Stage 1, from where the run stands; ends in offline.pt. Its loss is L_BC alone; only in the pure offline setting
-    of Table 8 L_topK is on already, and pi_old moves."""
+    """Stage 1, from where the run stands; ends in offline.pt. Its loss is L_BC alone. Table 8's pure offline setting
+    adds L_topK; only there does pi_old move."""
     c = run.config
     # update(starts) is dfp.DFP.update on the chunks of the buffer that begin there, compiled by tools/speed/fast.py.
     update = fast_update(run.algo, run.buffer)
@@ -24,7 +24,7 @@ def offline_stage(run: Run) -> None:
             # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D.
             starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
-            # Lines 4-6. The gradient step: samples, the losses of theta and phi, Adam.
+            # Lines 4-6. The gradient step: samples, the losses of theta and phi, Adam, the target critic's average.
             info = update(starts)
 
             stage.end_step(info)

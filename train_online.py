@@ -46,8 +46,8 @@ def online_stage(run: Run) -> None:
 
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
-            if transition is None:                   # the simulator died and could not be brought back to this state:
-                run.buffer.end_episode()             # the episode ends here, and stage.steps gives this step once more
+            if transition is None:                   # rare: the simulator died, and a new one did not come this far
+                run.buffer.end_episode()             # the episode ends here; this step is made again in the next one
                 continue
             run.buffer.add(*transition)
 

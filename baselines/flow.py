@@ -13,13 +13,13 @@ FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu bes
 
     L = L_flow + alpha E || mu(s, eps) - sg clip(flow_n(s, eps)) ||^2 - E[Q(s, clip mu(s, eps))]
 
-Both have H = 1, and H = 5 as QC-BFN and QC-FQL. DFP does without their steps, the second network to train, the gradient
-of Q, and an alpha that spans 100 to 10,000 over the tasks. Both are dfp.DFP with another map from noise to action and
-another actor loss; critic, update and acting are inherited.
+BFN and FQL make single actions, H = 1. QC-BFN and QC-FQL are the same with chunks of H = 5. DFP needs no Euler steps,
+no second network, no gradient of Q, and no alpha, which spans 100 to 10,000 over the tasks. In code BFN and FQL are
+dfp.DFP with another map from noise to action and another actor loss; critic, update and acting are inherited.
 
     python -m tools.pictures flow        noise carried to four modes in 1 to 10 steps, or one pass of a drift policy
 
-Axes: B states, O observation, H chunk, A action, D = H*A the flat chunk; ... any leading axes. Time columns end in 1.
+Axes: B states, O observation, H chunk, A action, D = H*A the flat chunk; ... any leading axes. Times are [..., 1].
 """
 from functools import partial
 

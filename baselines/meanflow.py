@@ -15,11 +15,11 @@ The integral needs paths that are not known yet. Its derivative by t along the p
     L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
 
 du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP).
-The identity's v is the field's, the mean over all straight paths through z_t; a sample's own v may stand for it,
-because the target is linear in v and a regression learns its target's mean.
+The v of the identity is the mean velocity of all straight paths through z_t, which nobody knows. The velocity of the
+one sampled path may stand for it: the target is linear in v, and a regression learns the mean of its target.
 
-At r = t the identity reads u = v, the start from which longer stretches are learned; but two continuous draws never
-meet. MVP (Zhan et al., arXiv 2602.13810) asks for it in so many words, the instantaneous velocity constraint (IVC):
+At r = t the identity reads u = v. Longer stretches are learned from there, but two random times are never equal. MVP
+(Zhan et al., arXiv 2602.13810) therefore adds a loss at r = t, the instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 

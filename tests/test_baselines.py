@@ -14,6 +14,7 @@ from critic import Critic
 from dfp import DFP
 from test_dfp import A, B, OBS, equal, make, make_batch
 from tools.speed.fast import CompiledUpdate
+from tools.training.folders import stage1_knobs
 
 D = 5 * A
 
@@ -257,12 +258,12 @@ def test_next_episode_is_not_imitated(method, masked):
 
 
 def test_siblings_share_stage_1_and_families_do_not():
-    knobs = {method: build(dict(task="lift", method=method)).stage1_knobs() for method in METHODS}
+    knobs = {method: stage1_knobs(build(dict(task="lift", method=method))) for method in METHODS}
     pairs = [(a, b) for a in METHODS for b in METHODS if a < b and knobs[a] == knobs[b]]
     assert pairs == [("mvp", "mvp-topk"), ("dfp", "dfp-no-topk")]
     # And what the knobs promise is true: test_topk_variant_differs_by_its_term_alone, test_scripts.py.
     # Equal knobs in another family are another stage 1.
-    assert build(dict(method="qc-fql", best_of=16)).stage1_knobs() != build(dict(method="mvp")).stage1_knobs()
+    assert stage1_knobs(build(dict(method="qc-fql", best_of=16))) != stage1_knobs(build(dict(method="mvp")))
 
 
 @pytest.mark.usefixtures("compiler")

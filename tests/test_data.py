@@ -11,6 +11,8 @@ import data
 import envs
 from config import UserError, build
 from tools import sources
+from tools.official import files
+from tools.simulators import robosuite_setup
 
 
 # ---------------------------------------------------------------------------------------------------------- Robomimic
@@ -81,7 +83,7 @@ def test_demonstrations_replay_in_the_environment(generated):
     env.close()
     with h5py.File(generated["lift"], "r") as file:        # robosuite.make(env_name, **env_kwargs) is that environment
         args = json.loads(file["data"].attrs["env_args"])
-        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(envs.robosuite_args("lift")))
+        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(robosuite_setup.arguments("Lift")))
         assert file["data/demo_1"].attrs["num_samples"] == end - first and set(file["mask"]) >= {"train", "valid"}
 
 
@@ -99,7 +101,7 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     assert np.allclose(ours["actions"], theirs["actions"], atol=2e-5)
     assert (ours["masks"] == 0).any() and np.array_equal(ours["masks"] == 0, ours["rewards"] == 0)
     rows = np.load(path)                                   # from the cube's position alone: within 4 cm of the goal
-    goal = data.simulator_of(envs.task("cube-single-task2")).unwrapped.task_infos[1]["goal_xyzs"][0]
+    goal = files.simulator_of(envs.task("cube-single-task2")).unwrapped.task_infos[1]["goal_xyzs"][0]
     cube = rows["qpos"][~rows["terminals"]][:, 14:17]
     assert np.array_equal(np.linalg.norm(cube - goal, axis=1) <= 0.04, ours["masks"] == 0)
 

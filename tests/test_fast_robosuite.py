@@ -4,9 +4,10 @@ import pytest
 
 import envs
 from config import ROBOMIMIC
+from tools.simulators import robosuite_setup
 from tools.standins import operators
 
-envs.import_robosuite()                                        # quietly, before the next line imports it
+robosuite_setup.import_robosuite()                                        # quietly, before the next line imports it
 from tools.simulators import fast_robosuite  # noqa: E402
 
 ARM = ("torques goal_pos goal_ori ref_pos ref_ori_mat ref_pos_vel ref_ori_vel J_pos J_ori J_full joint_pos joint_vel "

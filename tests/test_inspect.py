@@ -13,6 +13,7 @@ from config import UserError, build
 from tools.official import files
 from tools.pictures.data import draw
 from tools.report import dataset as check
+from tools.simulators import robosuite_setup
 from tools.standins import generate
 from tools.training.files import say_once
 
@@ -25,7 +26,7 @@ def test_demonstrations_replay(generated):
 
 
 def test_another_version_is_named(generated, tmp_path, monkeypatch):
-    monkeypatch.setattr(envs.import_robosuite(), "__version__", "1.4.1")
+    monkeypatch.setattr(robosuite_setup.import_robosuite(), "__version__", "1.4.1")
     _, text = check.replay_robomimic(LIFT, generated["lift"], 1)
     assert "recorded with robosuite 1.5.1, 1.4.1 is installed" in text
     path = shutil.copy(generated["lift"], tmp_path / "x.hdf5")
@@ -82,7 +83,7 @@ def test_check_notices_what_size_and_time_do_not_show(generated, tmp_path):
 
 def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, capsys):
     """What `python data.py --check 2` prints, first with the gain that recorded the file, then with another."""
-    usual = envs.robosuite_args
+    usual = robosuite_setup.arguments
     words = f"--task lift --data generated --data-size 3 --data-dir {generated['lift'].parents[1]} --check 2"
     monkeypatch.setattr("sys.argv", ["data.py", *words.split()])
     data.main()
@@ -92,7 +93,7 @@ def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, caps
         args = copy.deepcopy(usual(name))
         args["controller_configs"]["body_parts"]["right"]["kp"] = 30
         return args
-    monkeypatch.setattr(envs, "robosuite_args", soft)
+    monkeypatch.setattr(robosuite_setup, "arguments", soft)
     say_once.cache_clear()
     with pytest.raises(UserError, match="does not fit the simulator that is installed here"):
         data.main()

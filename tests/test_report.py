@@ -13,6 +13,7 @@ from tools.report import curves, results, tables
 from tools.report.__main__ import main, table
 from tools.training import command_line
 from tools.training.files import EVAL_COLUMNS, csv_bytes
+from tools.training.folders import folder_of
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def make(folder, task="lift", method="dfp", seed=0, ends=(0.5, 0.9), preset="qui
          raw=(), until=None, **knobs):
     """A run folder, evaluated at step 0, at the ends of both stages and halfway online; `until`: killed after it."""
     c = config.build(dict(task=task, method=method, preset=preset, seed=seed) | knobs)
-    out = run.folder_of(dataclasses.replace(c, out=str(folder)), set(knobs), f"{kind}-{data}")
+    out = folder_of(dataclasses.replace(c, out=str(folder)), set(knobs), f"{kind}-{data}")
     out.mkdir(parents=True)
     record = dict(config=dataclasses.asdict(c), data=dict(kind=kind, sha256=data * 64))
     (out / "config.json").write_text(json.dumps(record))

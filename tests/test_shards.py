@@ -22,7 +22,7 @@ LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]             # of the trajectories
 
 def write(folder, lengths, first=0):
     """One npz of OGBench's layout for each list of trajectory lengths; every number in it is another one."""
-    simulator = data.simulator_of(CUBE)
+    simulator = files.simulator_of(CUBE)
     simulator.reset()
     goal = simulator.unwrapped._data.mocap_pos[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -202,13 +202,13 @@ MEMORY = """
 import sys; sys.path.insert(0, {root!r})
 import torch, data, envs
 from pathlib import Path
-from tools.official import shards
+from tools.official import files, shards
 torch.set_num_threads(1)
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 paths = sorted(Path({folder!r}).glob("*.npz"))
 task = envs.task("cube-single-task2")
-data.simulator_of(task).reset()                # has memory of its own
+files.simulator_of(task).reset()                # has memory of its own
 begin = anonymous()
 records = [dict(sha256=str(i)) for i in range(len(paths))]
 dataset, counts = shards.load(paths, records, Path({folder!r}).parent, task, data.read)

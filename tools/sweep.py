@@ -23,6 +23,7 @@ from tools.simulators.process import cores
 from tools.sources import own_kind
 from tools.training import command_line
 from tools.training.files import read_rows
+from tools.training.folders import folder_of, kind_begun, stage1_knobs
 
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("done", "to resume", "to start")
@@ -39,7 +40,7 @@ class Planned:
     def folder(self) -> Path:
         kind = self.config.data if self.config.data in SOURCES else own_kind(self.config.data)
         kinds = ("official", "generated") if kind == "auto" else (kind,)
-        return run.folder_of(self.config, self.given, run.kind_begun(self.config, self.given, kinds) or kinds[-1])
+        return folder_of(self.config, self.given, kind_begun(self.config, self.given, kinds) or kinds[-1])
 
     @property
     def state(self) -> str:
@@ -150,7 +151,7 @@ def main() -> None:
     groups = {}                                                  # of runs that share stage 1
     for task, seed, method in itertools.product(*map(dict.fromkeys, (args.tasks, args.seeds, args.methods))):
         planned = Planned([*rest, "--task", task, "--method", method, "--seed", str(seed)])
-        groups.setdefault(str(planned.config.stage1_knobs()), []).append(planned)
+        groups.setdefault(str(stage1_knobs(planned.config)), []).append(planned)
     groups = [sorted(group, key=lambda planned: STATES.index(planned.state)) for group in groups.values()]
     runs = sum(groups, [])
     for planned in runs:

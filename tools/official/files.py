@@ -2,6 +2,7 @@
 which errors_in_one_line() makes a UserError, and not a surprise after a day of training. Nothing is unpickled.
 """
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import numpy as np
 
 import envs
 from config import UserError
+from tools.simulators import robosuite_setup
 from tools.training.files import READ_ONLY, in_one_line, say_once, write_json
 
 INFO = ("qpos", "button_states")                             # what the rewards of OGBench's tasks follow from
@@ -74,7 +76,7 @@ def check_recorded_in(task: envs.Task, attrs, path: Path) -> None:
     """UserError where a robomimic file says that it is of another task, so that nothing is wrong with the file; a
     warning for each setting of the robot that is another one here."""
     recorded = json.loads(attrs.get("env_args", "{}"))
-    theirs, ours = dict(recorded.get("env_kwargs", {})), envs.robosuite_args(task)
+    theirs, ours = dict(recorded.get("env_kwargs", {})), robosuite_setup.arguments(task.source)
     if recorded.get("env_name", task.source) != task.source:
         raise UserError(f"{path} was recorded in {recorded['env_name']}, and {task.name} is {task.source}: "
                         "it is another task's")
@@ -103,6 +105,23 @@ def in_order(demos) -> list[str]:
     return sorted(demos, key=lambda name: int(name.removeprefix("demo_")))
 
 
+def demonstrations(path: Path, task: envs.Task, sizes: dict):
+    """Each demonstration of a robomimic file, in order: arrays by name, as actions [T, A], rewards and dones [T],
+    obs/<key> and, where it was recorded, next_obs/<key>. sizes: {key: width of this part of an observation}."""
+    widths = {"actions": (task.action_dim,), "rewards": (), "dones": ()}
+    widths |= {f"obs/{key}": (n,) for key, n in sizes.items()}
+    next_widths = {f"next_obs/{key}": (n,) for key, n in sizes.items()}
+    require(h5py.is_hdf5(path), "it is no HDF5 file, as robomimic's are")
+    with h5py.File(path, "r") as file:
+        require("data" in file, "it has no group 'data'" + foreign(file))
+        check_recorded_in(task, file["data"].attrs, path)
+        for name in in_order(file["data"]):
+            has_next = "next_obs" in file["data"][name]
+            demo = checked(file["data"][name], widths | (next_widths if has_next else {}), name + "/")
+            require(np.isin(demo["rewards"], (0, 1)).all(), f"{name}/rewards are not all 0 or 1")
+            yield demo
+
+
 def checked_file(path: Path, widths: dict) -> dict[str, np.ndarray]:
     require(zipfile.is_zipfile(path) or h5py.is_hdf5(path), "it is neither a whole npz file nor HDF5")
     with h5py.File(path, "r") if h5py.is_hdf5(path) else np.load(path, allow_pickle=False) as file:
@@ -117,6 +136,20 @@ def play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
     rows = checked_file(path, widths | dict.fromkeys((*info, *more)))
     require(not rows["terminals"].all(), "it holds no transition")
     return rows
+
+
+simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
+
+
+def relabel(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:
+    """ogbench's own rewards [T] and masks [T] (0 where the goal is reached) of a task, for what play() gave."""
+    import ogbench.relabel_utils                 # late: it brings simulators along
+    simulator, labelled = simulator_of(task), dict(rows)
+    simulator.reset()
+    joints = rows["qpos"].shape[1]
+    require(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
+    ogbench.relabel_utils.relabel_dataset(task.source, simulator, labelled)
+    return labelled["rewards"], labelled["masks"]
 
 
 def lengths(dataset: dict) -> np.ndarray:

@@ -27,7 +27,7 @@ from tools.training.files import write_json
 
 def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, read) -> tuple[dict, dict]:
     """The arrays of a set of files -> (what ShardBuffer takes, counts). Missing files are appended, each whole or not
-    at all; where one has changed all are made anew. read(path, *tasks): see data.read_ogbench."""
+    at all; where one has changed all are made anew. read(path, task): see data.read."""
     place = folder / "maps" / paths[0].parent.name
     tasks = [other.name for other in envs.TABLE.values() if other.source == task.source]     # only their rewards differ
     index = dict(tasks=tasks, columns=[task.obs_dim, task.action_dim, 1, len(tasks)], files=[])
@@ -59,8 +59,10 @@ def sizes(index: dict) -> dict:
 
 def append(place: Path, index: dict, path: Path, read) -> dict:
     """One file at the end of the arrays -> its counts."""
-    dataset = read(path, *map(envs.task, index["tasks"]))
-    terminals, rewards = dataset["terminals"], dataset["rewards"].reshape(-1, len(index["tasks"]))
+    tasks = [envs.task(name) for name in index["tasks"]]
+    dataset, play = read(path, tasks[0]), files.play(path, tasks[0])
+    labels = np.stack([files.relabel(play, task)[0] for task in tasks], axis=1)                     # [T, tasks]
+    terminals, rewards = dataset["terminals"], labels[play["terminals"] == 0]                       # [n], [n, tasks]
     lasts, before = np.flatnonzero(terminals), sum(entry["transitions"] for entry in index["files"])
     rows = np.concatenate([dataset["observations"], dataset["actions"], terminals[:, None], rewards], axis=1)
     arrays = {"rows.f32": rows, "ends.f32": dataset["next_observations"][lasts], "lasts.i64": before + lasts}

@@ -10,6 +10,7 @@ import numpy as np
 import envs
 from config import Config, UserError
 from tools.official import files
+from tools.simulators.robosuite_setup import import_robosuite
 
 ENOUGH = 0.95            # of the replayed episodes must succeed (Robomimic), of the rows agree (OGBench)
 SAME = 0.05              # OGBench: most that two observations of one state may differ (positions: decimetres)
@@ -79,7 +80,7 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, 
             succeeded.append(bool(env._check_success()))
         recorded = json.loads(file["data"].attrs["env_args"])
     env.close()
-    share, installed = np.mean(succeeded), envs.import_robosuite().__version__
+    share, installed = np.mean(succeeded), import_robosuite().__version__
     return share >= ENOUGH, (f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%}); "
                              f"recorded with robosuite {recorded.get('env_version')}, {installed} is installed")
 

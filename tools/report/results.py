@@ -10,6 +10,7 @@ import config
 import run
 from config import UserError
 from tools.training.files import EVAL_COLUMNS, read_rows
+from tools.training.folders import as_text
 
 PAPER = Path(__file__).resolve().parents[2] / "results/paper"
 COLUMNS = ("task", "method", "data", "checksum", "setting", "knobs", "seed", "offline_steps", "online_steps", "best_of",
@@ -54,7 +55,7 @@ def preset(task: str, method: str, setting: str) -> config.Config:
 
 def knob_texts(c: config.Config) -> dict[str, str]:
     """{name: value as text} of the knobs that may change c's results."""
-    return {f.name: run.as_text(getattr(c, f.name)) for f in dataclasses.fields(c)
+    return {f.name: as_text(getattr(c, f.name)) for f in dataclasses.fields(c)
             if f.metadata["group"] != "run" and f.name not in ("task", "method", "seed")
             and (not f.metadata["only"] or c.method in f.metadata["only"])}
 

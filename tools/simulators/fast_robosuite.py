@@ -18,7 +18,7 @@ from robosuite.environments.base import MujocoEnv
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
 VERSION = "1.5.1"
-# The controller that torques() is written for, as envs.robosuite_args has it.
+# The controller that torques() is written for, as robosuite_setup.arguments has it.
 CONTROLLER = dict(name="OSC_POSE", impedance_mode="fixed", input_type="delta", input_ref_frame="world",
                   uncoupling=True, interpolator_pos=None, interpolator_ori=None, lite_physics=True)
 

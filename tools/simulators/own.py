@@ -1,4 +1,5 @@
 """A task of your own, which envs.register() makes known: what its environment must be, and what all tasks share."""
+import contextlib
 import reprlib
 
 import gymnasium
@@ -22,6 +23,16 @@ def checked_sizes(name: str, make) -> tuple[int, int]:
                         "turns any other Box into one")
     env.close()
     return *obs.shape, *action.shape
+
+
+def try_out(task) -> None:
+    """One step, so that an environment that does not keep gymnasium's word is refused here, and not while training."""
+    with contextlib.closing(OwnEnv(task)) as env:
+        env.reset(seed=0)
+        info = env.step(np.zeros(task.action_dim))[4]
+    if not info["told"]:
+        print(f"warning: {task.name}'s first step tells neither 'success' nor 'is_success' in its info: an episode "
+              "that terminates without either counts as a success")
 
 
 class OwnEnv(gymnasium.Wrapper):

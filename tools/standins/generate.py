@@ -23,7 +23,7 @@ from tqdm import tqdm
 import envs
 from config import UserError
 from tools.official import files
-from tools.simulators import process
+from tools.simulators import process, robosuite_setup
 from tools.training.files import in_one_line, one_at_a_time
 
 VERSION = 4          # part of every name: raise it when operators or oracles change what a seed gives
@@ -167,8 +167,8 @@ def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
     """robomimic's HDF5 v1.5, in float32, without what follows from the rest: no next_obs, of an episode's states the
     first, of its model the lines in which it differs from the first episode's."""
     import h5py
-    env_args = dict(env_name=task.source, env_version=envs.import_robosuite().__version__, type=1,
-                    env_kwargs=envs.robosuite_args(task.name))
+    env_args = dict(env_name=task.source, env_version=robosuite_setup.import_robosuite().__version__, type=1,
+                    env_kwargs=robosuite_setup.arguments(task.source))
     with h5py.File(path, "w", track_order=True, libver="latest") as file:        # an older layout takes twice the room
         data, masks, total, first = file.create_group("data"), {"valid": [], "train": []}, 0, None
         for i, episode in enumerate(episodes):

@@ -42,7 +42,6 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     given = vars(parser.parse_args(argv))
     show = given.pop("print_config", False)
     if given.get("task") == "list":
-        from envs import list_tasks              # late: gymnasium takes a second to import
         print(list_tasks())
         raise SystemExit(0)
     if "temperatures" in given:
@@ -54,6 +53,17 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
                 print(f"{f.name:16} {getattr(config, f.name)}{'   (given)' if f.name in given else ''}")
         raise SystemExit(0)
     return config, set(given)
+
+
+def list_tasks() -> str:
+    """A line for each task, as --task list prints them."""
+    from envs import TABLE                       # late: gymnasium takes a second to import
+    lines = [f"{'task':22}{'suite':11}{'observation':>12}{'action':>8}{'horizon':>9}   official data"]
+    for t in TABLE.values():
+        play = f"{'100M' if t.source == 'cube-quadruple' else '1M'} transitions of play"
+        size = {"robomimic": "300 demonstrations", "own": "yours"}.get(t.suite, play)
+        lines.append(f"{t.name:22}{t.suite:11}{t.obs_dim:12}{t.action_dim:8}{t.horizon:9}   {size}")
+    return "\n".join(lines)
 
 
 def main(function, renders: bool = False) -> None:

@@ -14,10 +14,11 @@ import torch
 import envs
 from buffer import ReplayBuffer
 from config import Config, UserError
-from run import Run, algorithm, folder_of, kind_begun
+from run import Run, algorithm
 from tools.report.tracker import tracker
 from tools.speed.fast import set_precision
 from tools.training.files import one_at_a_time, write_json
+from tools.training.folders import folder_of, kind_begun
 from tools.training.saving import restore
 
 ENOUGH_WHOLE = 0.5       # of the chunks

@@ -13,6 +13,7 @@ from config import UserError, from_plain
 from run import Run
 from tools.checks import option_name
 from tools.training.files import cut_rows_after, load_networks, read_newest, save_state, take_rows, tensors
+from tools.training.folders import stage1_knobs
 
 
 def save(run: Run, world=None) -> None:
@@ -123,7 +124,7 @@ def save_offline(run: Run) -> None:
 
 def identity(run: Run) -> dict:
     """What stage 1 depends on. A longer or shorter stage 1 is another one."""
-    return run.config.stage1_knobs() | {"offline_steps": run.config.offline_steps, "data": run.data["sha256"]}
+    return stage1_knobs(run.config) | {"offline_steps": run.config.offline_steps, "data": run.data["sha256"]}
 
 
 def offline_state(run: Run, path: Path) -> dict | None:

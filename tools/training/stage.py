@@ -87,6 +87,8 @@ class Stage:
             return
         if not any(int(row["step"]) == run.step for row in read_rows(run.folder / "eval.csv")):
             episodes = c.final_episodes if run.step in self.ends else c.eval_episodes
+            if run.step == 0:
+                episodes = 1         # shows that the simulator works; an untrained policy's run up to the time limit
             self.bar.set_postfix_str(f"evaluating, {episodes} episodes")
             result = self.evaluator(run.algo.act, episodes, stop=lambda: self.stop.asked)
             if result is None:
