@@ -21,7 +21,6 @@ import numpy as np
 
 from config import ROBOMIMIC, TASKS, UserError
 from tools.checks import end_in_one_line, nearest
-from tools.simulators import own, robosuite_setup
 
 # Training renders nothing. mujoco reads this when it is first imported; evaluate.py --film chooses a renderer before.
 os.environ.setdefault("MUJOCO_GL", "disable")
@@ -68,8 +67,10 @@ def task(name: str | Task) -> Task:
 
 def make(name: str | Task, **overrides) -> gymnasium.Env:
     """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
-    kinds = {"robomimic": RobomimicEnv, "ogbench": OGBenchEnv, "own": own.OwnEnv}
-    return kinds[task(name).suite](task(name), **overrides)
+    if task(name).suite == "own":
+        from tools.simulators.own import OwnEnv
+        return OwnEnv(task(name), **overrides)
+    return (RobomimicEnv if task(name).suite == "robomimic" else OGBenchEnv)(task(name), **overrides)
 
 
 # --------------------------------------------------------------------------------------------------- Robomimic
@@ -79,6 +80,7 @@ OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"
 
 def make_robosuite(name: str | Task, **overrides):
     """The raw robosuite environment of a Robomimic task (tools/standins/operators.py demonstrates in it)."""
+    from tools.simulators import robosuite_setup
     return robosuite_setup.make(task(name).source, **overrides)
 
 
@@ -128,7 +130,8 @@ class OGBenchEnv(gymnasium.Wrapper):
     """cube-*, scene, puzzle-*: ogbench's single-task environments."""
 
     def __init__(self, name: str, **overrides):
-        robosuite_setup.import_mujoco()
+        from tools.simulators.robosuite_setup import import_mujoco
+        import_mujoco()
         import ogbench  # noqa: F401  registers the environments
         warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")  # its float64 bounds
         self.task = task(name)
@@ -157,6 +160,7 @@ def register(name: str, make, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
     observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
     is neither, termination. UserError for other spaces, and for a name that a folder cannot have."""
+    from tools.simulators import own
     end_in_one_line()
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")

@@ -14,7 +14,7 @@ from critic import Critic
 from dfp import DFP
 from test_dfp import A, B, OBS, equal, make, make_batch
 from tools.speed.fast import CompiledUpdate
-from tools.training.folders import stage1_knobs
+from tools.training.saving import stage1_knobs
 
 D = 5 * A
 

@@ -13,7 +13,7 @@ from tools.report import curves, results, tables
 from tools.report.__main__ import main, table
 from tools.training import command_line
 from tools.training.files import EVAL_COLUMNS, csv_bytes
-from tools.training.folders import folder_of
+from tools.training.saving import folder_of
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from tools.simulators.process import cores
 from tools.sources import own_kind
 from tools.training import command_line
 from tools.training.files import read_rows
-from tools.training.folders import folder_of, kind_begun, stage1_knobs
+from tools.training.saving import folder_of, kind_begun, stage1_knobs
 
 ROOT = Path(__file__).resolve().parent.parent
 STATES = ("done", "to resume", "to start")

@@ -10,7 +10,7 @@ import config
 import run
 from config import UserError
 from tools.training.files import EVAL_COLUMNS, read_rows
-from tools.training.folders import as_text
+from tools.training.saving import as_text
 
 PAPER = Path(__file__).resolve().parents[2] / "results/paper"
 COLUMNS = ("task", "method", "data", "checksum", "setting", "knobs", "seed", "offline_steps", "online_steps", "best_of",

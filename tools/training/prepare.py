@@ -18,8 +18,7 @@ from run import Run, algorithm
 from tools.report.tracker import tracker
 from tools.speed.fast import set_precision
 from tools.training.files import one_at_a_time, write_json
-from tools.training.folders import folder_of, kind_begun
-from tools.training.saving import restore
+from tools.training.saving import folder_of, kind_begun, restore
 
 ENOUGH_WHOLE = 0.5       # of the chunks
 PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "robosuite", "robomimic", "ogbench")

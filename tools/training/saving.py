@@ -1,4 +1,5 @@
-"""Where a run stands: saved, and brought back exactly. A refusal is one line, and changes no file."""
+"""Where a run stands: its folder, what is saved there, and how it is brought back exactly. A refusal is one line, and
+changes no file."""
 import contextlib
 import dataclasses
 import math
@@ -9,13 +10,34 @@ from pathlib import Path
 import torch
 
 from buffer import FIELDS
-from config import UserError, from_plain
+from config import METHODS, Config, UserError, build, from_plain
 from run import Run
 from tools.checks import option_name
 from tools.training.files import cut_rows_after, load_networks, read_newest, save_state, take_rows, tensors
-from tools.training.folders import stage1_knobs
 
 
+# --------------------------------------------------------------------------------------------------- a run's folder
+def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
+    """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
+    named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
+    usual = build({k: getattr(config, k) for k in ("task", "method", "preset")})
+    changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
+    setting = ",".join([config.preset, *(f"{k}={as_text(getattr(config, k))}" for k in changed)])
+    return Path(config.out) / config.task / config.method / data_kind / setting / f"seed{config.seed}"
+
+
+def as_text(value) -> str:
+    if isinstance(value, tuple):
+        return "+".join(f"{v:g}" for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def kind_begun(config: Config, given: set[str], kinds=("official", "generated")) -> str | None:
+    """The first of these kinds of data that a run of this config has begun with."""
+    return next((kind for kind in kinds if (folder_of(config, given, kind) / "config.json").exists()), None)
+
+
+# ------------------------------------------------------------------------------------------------- its newest state
 def save(run: Run, world=None) -> None:
     """checkpoint.pt and online.f32. world: the Collector, in stage 2."""
     check_finite(run)                                            # a broken state must not replace a good one
@@ -120,6 +142,14 @@ def fill_online(buffer, rows: torch.Tensor, cuts: list[int]) -> None:
 def save_offline(run: Run) -> None:
     """offline.pt: where stage 2 starts, this run's and that of siblings."""
     save_state(run.folder / "offline.pt", dict(algorithm=run.algo.state_dict(), step=run.step, identity=identity(run)))
+
+
+def stage1_knobs(config: Config) -> dict:
+    """What a stage 1 depends on, for reuse by siblings: not the method's name, but its family and its knobs."""
+    also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if config.topk_offline else ()
+    return {"family": METHODS[config.method][0]} | {
+        f.name: config.plain()[f.name] for f in dataclasses.fields(config)
+        if f.metadata["group"] == "both" or f.name in also}
 
 
 def identity(run: Run) -> dict:
