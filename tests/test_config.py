@@ -27,6 +27,7 @@ def test_table5():
             assert per_task == (4, 2, (0.005, 0.05), 16, 0.5)
         elif task in OGBENCH:
             assert per_task == (16, 4, (0.05,), 16, 0.5)
+    assert build({}) == Config()                        # the defaults are those of the default task
     assert (len(ROBOMIMIC), len(OGBENCH), len(TASKS)) == (3, 9, 3 + 9 + 4) and set(OFFLINE_RL) <= set(TASKS)
 
 

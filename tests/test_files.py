@@ -259,7 +259,7 @@ def test_files_that_cannot_be_opened_now(tmp_path, generated, monkeypatch):
         with pytest.raises(UserError, match="x.hdf5 is open in another program: close it there$"):
             data.read(path, LIFT)
     assert data.read(path, LIFT)
-    monkeypatch.setattr(data.h5py, "is_hdf5", mock.Mock(side_effect=PermissionError))
+    monkeypatch.setattr(files.h5py, "is_hdf5", mock.Mock(side_effect=PermissionError))
     with pytest.raises(UserError, match="may not be read by this user$"):
         data.read(path, LIFT)
 
