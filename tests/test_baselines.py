@@ -14,6 +14,7 @@ from critic import Critic
 from dfp import DFP
 from test_dfp import A, B, OBS, equal, make, make_batch
 from tools.speed.fast import CompiledUpdate
+from tools.speed.halves import Halves
 from tools.training.saving import stage1_knobs
 
 D = 5 * A
@@ -269,16 +270,18 @@ def test_siblings_share_stage_1_and_families_do_not():
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("method", ["dfp", *(pytest.param(m, marks=pytest.mark.slow)
                                              for m in ("qc-bfn", "qc-fql", "mvp-topk"))])
-def test_compiled_update_equals_the_plain_one(method, capsys):
+@pytest.mark.parametrize("fast", [CompiledUpdate, Halves])
+def test_compiled_update_equals_the_plain_one(method, fast, capsys):
     """From ten states along a plain run, an update of each: losses, forces and gradients. Then twenty in a row."""
     plain, algo = make(method, online=True, hidden=64), make(method, hidden=64)
-    compiled = CompiledUpdate(algo)
+    compiled = fast(algo)
 
     def apart(a, b):
         return float((a - b).norm() / a.norm())
 
     def update_both(seed, at_most):
-        one, two = plain.update(make_batch(seed, 64)), compiled.update(make_batch(seed, 64))
+        noise = [algo.draw_noise(64)] if fast is Halves else []
+        one, two = plain.update(make_batch(seed, 64)), compiled.update(make_batch(seed, 64), *noise)
         assert one.keys() == two.keys()
         assert all(apart(one[name], two[name]) < at_most for name in one), seed
     for step in range(101):

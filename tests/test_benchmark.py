@@ -10,7 +10,7 @@ from tools import benchmark
 
 
 def test_rows_add_up(tmp_path, monkeypatch):
-    common = "--preset quick --device cpu --task lift --repeat 1 --rounds 1 --largest 1024 --out"
+    common = "--preset quick --device cpu --task lift --repeat 1 --rounds 1 --steps 30 --largest 1024 --out"
     words = [*common.split(), str(tmp_path), *"--methods dfp mvp --seeds 2 --modes".split(), "plain auto"]
     monkeypatch.setattr(sys, "argv", ["benchmark", *words])
     benchmark.main()
@@ -24,8 +24,9 @@ def test_rows_add_up(tmp_path, monkeypatch):
         mvp, seeds = f"{stage} update / dfp's", f"{stage} update, 2 seeds / one"
         assert float(rows[mvp, "mvp"]["ratio"]) == pytest.approx(ms[f"{stage} update", "mvp"] / one, abs=0.01)
         assert float(rows[seeds, "dfp"]["ratio"]) == pytest.approx(ms[seeds, "dfp"] / one, abs=0.01)
-    for what, method in (("simulator step", "-"), ("act, best of 4", "dfp")):
+    for what, method in (("simulator step", "-"), ("act, best of 4", "dfp"), ("demonstrations a minute", "-")):
         assert float(rows[what, method]["rate"]) > 0
+    assert ms["step of a run", "dfp"] > ms["simulator step", "-"] / 5            # of a chunk the first is waited for
     ratio = ms["act, best of 16", "mvp"] / ms["act, best of 4", "dfp"]
     assert float(rows["act / dfp's", "mvp"]["ratio"]) == pytest.approx(ratio, rel=0.05)
     fast, own = (float(rows[f"simulator step{text}", "-"]["ms"]) for text in ("", ", robosuite's own"))

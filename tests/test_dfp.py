@@ -9,6 +9,7 @@ from config import build
 from policy import gelu, sample
 from test_drift import loop_loss, points
 from tools.speed import fast
+from tools.speed.halves import NETWORKS, Halves
 from topk import best_action, top_k_actions
 
 OBS, A, B = 4, 2, 8
@@ -170,7 +171,7 @@ def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
     def failing(error):
         def call(*_):
             raise error
-        monkeypatch.setattr(torch, "compile", lambda function: call)
+        monkeypatch.setattr(torch, "compile", lambda function, **how: call)
     fast.say_once.cache_clear()
     failing(RuntimeError("No working C++ compiler found in torch._inductor.config.cpp.cxx: (None, 'g++')"))
     batches = SimpleNamespace(chunks=make_batch)                 # a buffer whose starts are a seed
@@ -187,6 +188,38 @@ def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
     failing(torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(torch.OutOfMemoryError):
         fast.compiled(lambda x: x + 1)(1)
+
+
+@pytest.mark.usefixtures("compiler")
+def test_halves_side_by_side_equal_one_after_the_other():
+    """Bit for bit, over both stages."""
+    algos = [make(hidden=32, batch_size=64) for _ in range(2)]
+    beside, after = (Halves(algo) for algo in algos)
+    beside.two, after.two = True, False
+    for step in range(24):
+        if step == 10:
+            for algo in algos:
+                algo.start_online()
+        batch = make_batch(step, 64)
+        one, two = (halves.update(batch, halves.algo.draw_noise(64)) for halves in (beside, after))
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one), step
+        assert all(equal(getattr(algos[0], part), getattr(algos[1], part)) for part in NETWORKS), step
+    assert not beside.alone
+
+
+@pytest.mark.parametrize("half", ["critic", "actor", "positives"])
+def test_what_fails_in_either_half_comes_up(half):
+    """... and nothing has moved."""
+    def fails(*_):
+        raise ValueError("out of joint")
+    algo = make(online=True)
+    before, halves = make(online=True), Halves(algo)
+    for name in ("critic", "actor", "positives"):
+        setattr(halves, name, fails if name == half else lambda *_: torch.zeros(B // 2, 2, 10))
+    halves.two, halves.alone, halves.kind = True, 0, True
+    with pytest.raises(ValueError, match="out of joint"):
+        halves.update(make_batch(), algo.draw_noise(B))
+    assert all(equal(getattr(algo, part), getattr(before, part)) for part in NETWORKS)
 
 
 def test_gelu_has_one_value_in_two_forms():

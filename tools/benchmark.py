@@ -1,16 +1,20 @@
 """How fast, as a share of what this machine can do.
 
-Rows of <out>/benchmark.csv. rate: GFLOP/s of matrix products, or calls a second. peak: of the best square product, in
-fp32, of the same process. ratio: rate / peak, or what the row says. On a shared machine only ratios mean anything.
+Rows of <out>/benchmark.csv. rate: GFLOP/s of matrix products, or calls a second (demonstrations: a minute). peak: of
+the best square product, in fp32, of the same process. ratio: rate / peak, or what the row says. On a shared machine
+only ratios mean anything.
 """
 import argparse
 import contextlib
 import dataclasses
 import statistics
+import tempfile
+import time
 import timeit
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -20,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import config
 import envs
 import run
+import train_online
 from buffer import ReplayBuffer
 from tools.report import results
 from tools.speed.fast import fast_act, fast_update, set_precision
@@ -27,9 +32,11 @@ from tools.speed.graph import PLAIN
 from tools.speed.seeds import fast_updates
 from tools.training import command_line
 from tools.training.prepare import choose_device
+from tools.training.stage import Stage
 
 MODES = {"compiled auto": dict(compile=True), "plain auto": dict(compile=False),
          "compiled fp32": dict(compile=True, precision="fp32"), "plain fp32": dict(compile=False, precision="fp32")}
+COMPILING = 10         # steps of a run until the compiler has seen everything
 FORMATS = dict(ms=".2f", gflop=".3g", rate=".1f", peak=".0f", ratio=".2f")
 
 
@@ -161,6 +168,30 @@ def simulator_step(args):
         yield row("simulator step / robosuite's own", "-", "one process", ratio=taken / taken_by_own)
 
 
+def whole_run(args):
+    """Steps a second of train_online.py's second stage, with everything but evaluations, in the first mode."""
+    at = []
+
+    def noted(stage, info=None, own=Stage.end_step):
+        at.append(time.perf_counter())
+        own(stage, info)
+    with mock.patch.object(Stage, "end_step", noted), tempfile.TemporaryDirectory() as out:
+        train_online.train(task=args.task, method=args.methods[0], preset=args.preset, device=args.device.type, out=out,
+                           data="generated", data_dir=out, data_size=300 if args.task in config.ROBOMIMIC else 2_000,
+                           offline_steps=1, warmup=0, online_steps=args.steps + COMPILING, eval_every=10**9,
+                           eval_episodes=1, **MODES[args.modes[0]])
+    yield row("step of a run", args.methods[0], args.modes[0], (at[-1] - at[COMPILING]) / args.steps)
+
+
+def demonstrations(args):
+    """Kept ones a minute, by one process: an attempt of each operator."""
+    from tools.standins.operators import OPERATORS, demonstrate
+    env, kept, begun = envs.make_robosuite(args.task), 0, time.perf_counter()
+    for seed in range(len(OPERATORS)):
+        kept += demonstrate(env, args.task, envs.DATA_SEED + seed) is not None
+    yield row("demonstrations a minute", "-", "one process", rate=60 * kept / (time.perf_counter() - begun))
+
+
 def main() -> None:
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0],
                                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -173,6 +204,7 @@ def main() -> None:
     option("--largest", type=int, default=8192, help="largest matrix product tried for the peak")
     option("--rounds", type=int, default=3, help="turns each mode gets")
     option("--repeat", type=int, default=5, help="updates in a turn")
+    option("--steps", type=int, default=300, help="steps of the whole run that is timed")
     option("--seeds", type=int, default=5, help="so many seeds stacked into one update, beside one; 1: left out")
     option("--out", default="results", help="folder of benchmark.csv")
     args = parser.parse_args()
@@ -180,7 +212,9 @@ def main() -> None:
     peak = peak_of(args.device, args.largest)
     rows = [row("matrix product, peak", "-", "fp32", rate=peak), *updates(args, peak), *acting(args)]
     with contextlib.suppress(ImportError):                       # a machine without simulators goes without these rows
-        rows += simulator_step(args)
+        rows += [*simulator_step(args), *whole_run(args)]
+        if args.task in config.ROBOMIMIC:
+            rows += demonstrations(args)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     results.write_csv(Path(args.out, "benchmark.csv"), rows, ("what", "method", "mode", *FORMATS))
 

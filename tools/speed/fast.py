@@ -1,4 +1,4 @@
-"""The update as fast as this machine can: as written, compiled, or as one CUDA graph. The choice is made here alone.
+"""The update as fast as this machine can: as written, in compiled halves, or as one CUDA graph, which is decided here.
 
     update = fast_update(algo, buffer)       update(starts) = algo.update(buffer.chunks(starts))
     act = fast_act(algo)                     act(obs, generator) = algo.act(obs, generator)
@@ -6,6 +6,7 @@
 import torch
 
 from tools.training.files import say_once
+
 
 def set_precision(config) -> None:
     """Of passes that train: TF32 on CUDA, or fp32. (Of passes without a gradient: bf16_pays.)"""
@@ -24,8 +25,11 @@ def bf16_pays(device: torch.device) -> bool:
 
 def compiled(function):
     """torch.compile(function); where there is no working compiler the function itself, said once."""
-    fast = torch.compile(function)
+    return unless_it_fails(torch.compile(function), function)
 
+
+def unless_it_fails(fast, function):
+    """fast, which torch has compiled or will, until that fails; from then on the function that it stands for."""
     def call(*args):
         nonlocal fast
         if fast is function:
@@ -66,6 +70,14 @@ def fast_update(algo, buffer):
     """starts [B] -> info: algo.update on the chunks of the buffer that begin there."""
     if not algo.config.compile:
         return lambda starts: algo.update(buffer.chunks(starts))
+    if algo.device.type == "cpu":
+        from tools.speed.halves import Halves
+        step = unless_it_fails(Halves(algo).update, algo.update)
+
+        def update(starts):
+            batch = buffer.chunks(starts)
+            return step(batch, algo.draw_noise(len(batch["rewards"])))
+        return update
     return recorded(CompiledUpdate(algo), [buffer], buffer.chunks)
 
 

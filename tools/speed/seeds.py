@@ -17,24 +17,13 @@ from dfp import DFP
 from run import Run
 from tools.simulators.collector import Collector
 from tools.speed.fast import compiled, fast_act, recorded
+from tools.speed.halves import NETWORKS, Loss
 from tools.training.prepare import load_data, prepare, write_config
 from tools.training.saving import refuse_complete, save_offline, take_offline
 from tools.training.stage import Stage, tell_end
 
-NETWORKS = ("actor", "actor_old", "critic", "critic_target")
-
 
 # ------------------------------------------------------------------------------------------------- one update for all
-class Loss(nn.Module):
-    """A loss of an algorithm as a module, so that functional_call can lend it other parameters."""
-
-    def __init__(self, algorithm, name: str):
-        super().__init__()
-        self.forward = getattr(algorithm, name)
-        for network in NETWORKS:
-            setattr(self, network, getattr(algorithm, network))
-
-
 class Stack(nn.Module):
     """One network of all algorithms, with parameters [S, ...]."""
 
@@ -50,7 +39,7 @@ class Stack(nn.Module):
 
 class Together:
     """Algorithms that differ by their seed alone and have made equally many updates."""
-    gradient_step = DFP.gradient_step                # a stack has the names of what it stacks
+    gradient_step, move = DFP.gradient_step, DFP.move            # a stack has the names of what it stacks
 
     def __init__(self, algorithms):
         self.algorithms, first = algorithms, algorithms[0]
