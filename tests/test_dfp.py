@@ -217,6 +217,8 @@ def test_what_fails_in_either_half_comes_up(half):
     for name in ("critic", "actor", "positives"):
         setattr(halves, name, fails if name == half else lambda *_: torch.zeros(B // 2, 2, 10))
     halves.two, halves.alone, halves.kind = True, 0, True
+    for parameter in (*algo.actor.parameters(), *algo.critic.parameters()):
+        parameter.grad = torch.ones_like(parameter)
     with pytest.raises(ValueError, match="out of joint"):
         halves.update(make_batch(), algo.draw_noise(B))
     assert all(equal(getattr(algo, part), getattr(before, part)) for part in NETWORKS)

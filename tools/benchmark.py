@@ -209,6 +209,8 @@ def main() -> None:
     option("--out", default="results", help="folder of benchmark.csv")
     args = parser.parse_args()
     args.device = choose_device(config.build(dict(device=args.device)))
+    if threads := build(args).threads:
+        torch.set_num_threads(threads)
     peak = peak_of(args.device, args.largest)
     rows = [row("matrix product, peak", "-", "fp32", rate=peak), *updates(args, peak), *acting(args)]
     with contextlib.suppress(ImportError):                       # a machine without simulators goes without these rows
