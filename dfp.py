@@ -84,10 +84,7 @@ class DFP:
         """One step of Adam on a loss [], and one of each average."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.move()
 
-    def move(self) -> None:
-        """The gradient step where the gradients are known."""
         # Averages first, optimiser second: like the released code, both averages read the parameters from *before*
         # this step. The lag of one step is harmless. It is kept so that whole updates compare number for number.
         move_towards(self.critic_target, self.critic, self.config.target_rate)
@@ -192,7 +189,7 @@ class DFP:
         c = self.config
         noise = {"next": self.normal(batch_size, c.best_of), "generated": self.normal(batch_size, c.num_generated)}
         if self.improving:
-            noise["candidates"] = self.normal(batch_size, c.num_candidates)
+            noise["candidates"] = self.normal(batch_size, c.num_candidates)    # for positives() alone: halves.py
         return noise
 
     def normal(self, batch_size: int, count: int, dim: int | None = None) -> Tensor:

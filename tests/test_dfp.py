@@ -1,5 +1,6 @@
 """Algorithm 1 as a whole: what depends on what, acting, stages, precision. (All methods alike: test_baselines.py.)"""
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -207,21 +208,28 @@ def test_halves_side_by_side_equal_one_after_the_other():
     assert not beside.alone
 
 
-@pytest.mark.parametrize("half", ["critic", "actor", "positives"])
-def test_what_fails_in_either_half_comes_up(half):
+@pytest.mark.parametrize("half", ["critic", "actor"])
+def test_what_fails_in_either_half_comes_up(half, monkeypatch):
     """... and nothing has moved."""
-    def fails(*_):
-        raise ValueError("out of joint")
-    algo = make(online=True)
-    before, halves = make(online=True), Halves(algo)
-    for name in ("critic", "actor", "positives"):
-        setattr(halves, name, fails if name == half else lambda *_: torch.zeros(B // 2, 2, 10))
-    halves.two, halves.alone, halves.kind = True, 0, True
-    for parameter in (*algo.actor.parameters(), *algo.critic.parameters()):
-        parameter.grad = torch.ones_like(parameter)
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    algo, before = make(online=True), make(online=True)
+    monkeypatch.setattr(algo, f"{half}_loss", mock.Mock(side_effect=ValueError("out of joint")))
+    halves = Halves(algo)
+    halves.two, halves.stage = True, True
     with pytest.raises(ValueError, match="out of joint"):
         halves.update(make_batch(), algo.draw_noise(B))
     assert all(equal(getattr(algo, part), getattr(before, part)) for part in NETWORKS)
+
+
+def test_every_parameter_of_the_optimiser_is_trained(monkeypatch):
+    """Also one that a method of your own adds to the two networks."""
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    algo, third = make(compile=True), torch.nn.Parameter(torch.ones(2))
+    algo.optimizer.add_param_group({"params": [third]})
+    loss, info = algo.actor_loss(make_batch(), algo.draw_noise(B))
+    monkeypatch.setattr(algo, "actor_loss", lambda *_: (loss + third.sum(), info))
+    fast.fast_update(algo, SimpleNamespace(chunks=make_batch))(0)
+    assert (third != 1).all()
 
 
 def test_gelu_has_one_value_in_two_forms():

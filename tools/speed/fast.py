@@ -70,7 +70,7 @@ def fast_update(algo, buffer):
     """starts [B] -> info: algo.update on the chunks of the buffer that begin there."""
     if not algo.config.compile:
         return lambda starts: algo.update(buffer.chunks(starts))
-    if algo.device.type == "cpu":
+    if algo.device.type == "cpu" and trains_only_two_networks(algo):
         from tools.speed.halves import Halves
         step = unless_it_fails(Halves(algo).update, algo.update)
 
@@ -79,6 +79,12 @@ def fast_update(algo, buffer):
             return step(batch, algo.draw_noise(len(batch["rewards"])))
         return update
     return recorded(CompiledUpdate(algo), [buffer], buffer.chunks)
+
+
+def trains_only_two_networks(algo) -> bool:
+    """Actor and critic. A method of your own may have more."""
+    trained = [parameter for group in algo.optimizer.param_groups for parameter in group["params"]]
+    return {*map(id, trained)} == {*map(id, algo.actor.parameters()), *map(id, algo.critic.parameters())}
 
 
 def recorded(step, buffers: list, batch):

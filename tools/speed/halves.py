@@ -1,72 +1,130 @@
-"""An update on the CPU: a function of C++ for each half, the critic's on a second core.
+"""DFP.update on a CPU: each loss with its gradient as one C++ function, the critic's on a second core.
 
-    a second thread    the K best for one half of the states; the critic's loss and gradient
-    this thread        the K best for the other half; the actor's loss and gradient; then Adam and the averages
+    DFP.update calls     this thread                                     a second thread
+    critic_loss(...)     hands the work over                             the K best for half of the states
+    actor_loss(...)      the K best for the others, the actor's loss     the critic's loss and gradient
+                         and gradient; then it waits
+    backward()           puts both gradients in place
 
-Both read the networks as they are before the step: the numbers are those of one after the other, bit for bit. A half is
-compiled with its gradient, in one piece and in C++ alone (cpp_wrapper): networks of a width of 64 take as long to call
-as to run, and Python's lock would let one thread run at a time.
+Neither loss reads what the other changes, so the numbers are those of one after the other, bit for bit. With networks
+of a width of 64 a call takes as long as the work. So each loss is compiled with its gradient in one piece, and in C++
+alone: Python's lock would let only one thread run.
 """
 import copy
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call, grad_and_value
 
 from tools.simulators.process import cores
 
 NETWORKS = ("actor", "actor_old", "critic", "critic_target")
-ALONE = 3       # updates one after the other before: compiling reads Python objects that must not change meanwhile
+ALONE = 3       # updates without a second thread: compiling reads Python objects that must not change meanwhile
 HOW = dict(fullgraph=True, options={"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"})
 
 
 class Halves:
-    """DFP.update of one algorithm. Where torch has several threads of its own, or there is one core, nothing runs
-    beside something else."""
+    """critic_loss and actor_loss of an algorithm, to be called in this order. Where torch has several threads, or there
+    is one core, the second thread works while the first waits."""
 
     def __init__(self, algo):
-        self.algo, self.kind, self.alone = algo, None, ALONE
+        self.algo, self.stage, self.alone = algo, None, 0
         self.two = torch.get_num_threads() == 1 and cores() > 1
         self.second = ThreadPoolExecutor(1)
-        self.given = copy.copy(algo)                             # in place of candidates it is given the K best
+        # The actor's loss gets the K best where the noise of the candidates was, and its positives() hands them on.
+        self.given = copy.copy(algo)
         self.given.positives = lambda obs, best: best
         self.positives = in_cpp(algo.positives)
-        self.critic, self.actor = with_gradient(algo, "critic"), with_gradient(self.given, "actor")
+        self.critic, self.actor = Half(algo, "critic"), Half(self.given, "actor")
 
-    def update(self, batch: dict[str, Tensor], noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        algo = self.algo
-        if self.kind != algo.improving:                          # another update is compiled
-            self.kind = self.given.improving = algo.improving
+    def update(self, batch: dict, noise: dict) -> dict:
+        return self.algo.update(batch, noise, losses=(self.critic_loss, self.actor_loss))
+
+    def critic_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
+        if self.stage != self.algo.improving:                    # other losses, which are compiled first
+            self.stage = self.given.improving = self.algo.improving
             self.alone = ALONE
+        result = Result(self.critic.parameters)
         if "candidates" in noise:
-            mine, others = zip(batch["observations"].tensor_split(2), noise["candidates"].tensor_split(2))
-            theirs, mine = self.aside(self.positives, *others), self.positives(*mine)
-        critic = self.aside(self.critic, batch, noise)
+            self.best = self.aside(self.positives, *map(second_half, (batch["observations"], noise["candidates"])))
+        self.job = self.aside(self.critic, batch, noise, result)
+        return result.loss, result.info
+
+    def actor_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
+        result = Result(self.actor.parameters)
         try:
             if "candidates" in noise:
-                noise = noise | {"candidates": torch.cat([mine, theirs.result()])}
-            actor_info = self.actor(batch, noise)
+                best = self.positives(*map(first_half, (batch["observations"], noise["candidates"])))
+                noise = noise | {"candidates": torch.cat([best, self.best.result()])}
+            self.actor(batch, noise, result)
         finally:
-            critic_info = critic.result()
+            self.job.result()
         self.alone = max(0, self.alone - 1)
-        algo.move()
-        return critic_info | actor_info
+        return result.loss, result.info
 
-    def aside(self, function, *args):
-        """A Future of function(*args), on the second core."""
-        future = self.second.submit(function, *args)
+    def aside(self, function, *arguments) -> Future:
+        """function(*arguments) on the second core."""
+        job = self.second.submit(function, *arguments)
         if self.alone or not self.two:
-            wait([future])
-        return future
+            wait([job])
+        return job
+
+
+def first_half(x: Tensor) -> Tensor:
+    return x[: len(x) // 2]
+
+
+def second_half(x: Tensor) -> Tensor:
+    return x[len(x) // 2 :]
 
 
 def in_cpp(function):
-    """torch.compile(function). Torch compiles a Python function for at most eight callers; this one counts alone."""
+    """torch.compile(function). Torch compiles one Python code for at most eight callers, so this one is a copy."""
     def call(*args):
         return function(*args)
     call.__code__ = call.__code__.replace()
     return torch.compile(call, **HOW)
+
+
+class Half:
+    """The loss of one network, and its gradient, as one C++ function, which fills in a Result."""
+
+    def __init__(self, algo, name: str):
+        loss = Loss(algo, f"{name}_loss")
+        parameters = dict(getattr(algo, name).named_parameters(prefix=name))
+        self.parameters, self.values = [*parameters.values()], {name: p.detach() for name, p in parameters.items()}
+
+        def both(values, *given):
+            return grad_and_value(lambda v: functional_call(loss, v, given), has_aux=True)(values)
+        self.both = in_cpp(both)
+
+    def __call__(self, batch, noise, result) -> None:
+        gradients, (value, info) = self.both(self.values, batch, noise)
+        result.gradients += gradients.values()
+        result.info.update(info)
+        result.loss.data.copy_(value)
+
+
+class Result:
+    """What a half will have computed: a loss to call backward() on, and what DFP logs."""
+
+    def __init__(self, parameters):
+        self.gradients, self.info = [], {}
+        self.loss = Given.apply(self.gradients, *parameters)
+
+
+class Given(torch.autograd.Function):
+    """A number whose gradient by the parameters comes from elsewhere."""
+
+    @staticmethod
+    def forward(ctx, gradients, *parameters):
+        ctx.gradients = gradients
+        return torch.zeros(())
+
+    @staticmethod
+    def backward(ctx, factor):
+        return None, *torch._foreach_mul(ctx.gradients, factor)
 
 
 class Loss(nn.Module):
@@ -77,18 +135,3 @@ class Loss(nn.Module):
         self.forward = getattr(algorithm, name)
         for network in NETWORKS:
             setattr(self, network, getattr(algorithm, network))
-
-
-def with_gradient(algo, name: str):
-    """(batch, noise) -> info: a loss of the algorithm, whose gradient it leaves in its network's parameters."""
-    loss = Loss(algo, f"{name}_loss")
-    parameters = dict(getattr(algo, name).named_parameters(prefix=name))
-    values = {name: parameter.detach() for name, parameter in parameters.items()}
-    both = in_cpp(lambda values, *given: grad(lambda v: functional_call(loss, v, given), has_aux=True)(values))
-
-    def call(batch, noise):
-        gradients, info = both(values, batch, noise)
-        for name, parameter in parameters.items():
-            parameter.grad = gradients[name]
-        return info
-    return call

@@ -39,7 +39,7 @@ class Stack(nn.Module):
 
 class Together:
     """Algorithms that differ by their seed alone and have made equally many updates."""
-    gradient_step, move = DFP.gradient_step, DFP.move            # a stack has the names of what it stacks
+    gradient_step = DFP.gradient_step                # a stack has the names of what it stacks
 
     def __init__(self, algorithms):
         self.algorithms, first = algorithms, algorithms[0]
