@@ -9,8 +9,7 @@ import run
 from config import build
 from policy import gelu, sample
 from test_drift import loop_loss, points
-from tools.speed import fast
-from tools.speed.halves import NETWORKS, Halves
+from tools.speed import fast, halves
 from topk import best_action, top_k_actions
 
 OBS, A, B = 4, 2, 8
@@ -192,20 +191,24 @@ def test_without_a_compiler_the_plain_path_goes_on(monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("compiler")
-def test_halves_side_by_side_equal_one_after_the_other():
+def test_halves_side_by_side_equal_one_after_the_other(monkeypatch):
     """Bit for bit, over both stages."""
-    algos = [make(hidden=32, batch_size=64) for _ in range(2)]
-    beside, after = (Halves(algo) for algo in algos)
-    beside.two, after.two = True, False
-    for step in range(24):
-        if step == 10:
-            for algo in algos:
+    monkeypatch.setattr(halves, "cores", lambda: 2)
+
+    def trained(alone):
+        monkeypatch.setattr(halves, "ALONE", alone)
+        algo, infos = make(hidden=32, batch_size=64), []
+        step = halves.Halves(algo)
+        assert step.two
+        for i in range(24):
+            if i == 10:
                 algo.start_online()
-        batch = make_batch(step, 64)
-        one, two = (halves.update(batch, halves.algo.draw_noise(64)) for halves in (beside, after))
-        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one), step
-        assert all(equal(getattr(algos[0], part), getattr(algos[1], part)) for part in NETWORKS), step
-    assert not beside.alone
+            infos.append(step.update(make_batch(i, 64), algo.draw_noise(64)))
+        return infos, algo.state_dict(), step.alone
+    (beside, state, alone), (after, same, _) = trained(3), trained(100)
+    assert not alone and all(one.keys() == two.keys() for one, two in zip(beside, after))
+    assert all(torch.equal(one[name], two[name]) for one, two in zip(beside, after) for name in one)
+    assert all(torch.equal(state[part][name], same[part][name]) for part in halves.NETWORKS for name in state[part])
 
 
 @pytest.mark.parametrize("half", ["critic", "actor"])
@@ -214,11 +217,11 @@ def test_what_fails_in_either_half_comes_up(half, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **how: function)
     algo, before = make(online=True), make(online=True)
     monkeypatch.setattr(algo, f"{half}_loss", mock.Mock(side_effect=ValueError("out of joint")))
-    halves = Halves(algo)
-    halves.two, halves.stage = True, True
+    step = halves.Halves(algo)
+    step.two = True
     with pytest.raises(ValueError, match="out of joint"):
-        halves.update(make_batch(), algo.draw_noise(B))
-    assert all(equal(getattr(algo, part), getattr(before, part)) for part in NETWORKS)
+        step.update(make_batch(), algo.draw_noise(B))
+    assert all(equal(getattr(algo, part), getattr(before, part)) for part in halves.NETWORKS)
 
 
 def test_every_parameter_of_the_optimiser_is_trained(monkeypatch):

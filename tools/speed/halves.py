@@ -25,17 +25,17 @@ HOW = dict(fullgraph=True, options={"cpp_wrapper": True, "cpp.enable_floating_po
 
 
 class Halves:
-    """critic_loss and actor_loss of an algorithm, to be called in this order. Where torch has several threads, or there
-    is one core, the second thread works while the first waits."""
+    """critic_loss and actor_loss of an algorithm, to be called in this order. Where torch has several threads of its
+    own, or there is one core, one half simply follows the other."""
 
     def __init__(self, algo):
         self.algo, self.stage, self.alone = algo, None, 0
         self.two = torch.get_num_threads() == 1 and cores() > 1
         self.second = ThreadPoolExecutor(1)
-        # The actor's loss gets the K best where the noise of the candidates was, and its positives() hands them on.
-        self.given = copy.copy(algo)
-        self.given.positives = lambda obs, best: best
-        self.positives = in_cpp(algo.positives)
+        self.given, self.positives = copy.copy(algo), in_cpp(algo.positives)
+        if self.two:
+            # The actor's loss gets the K best in place of the candidates' noise, and its positives() hands them on.
+            self.given.positives = lambda obs, best: best
         self.critic, self.actor = Half(algo, "critic"), Half(self.given, "actor")
 
     def update(self, batch: dict, noise: dict) -> dict:
@@ -46,7 +46,7 @@ class Halves:
             self.stage = self.given.improving = self.algo.improving
             self.alone = ALONE
         result = Result(self.critic.parameters)
-        if "candidates" in noise:
+        if self.two and "candidates" in noise:
             self.best = self.aside(self.positives, *map(second_half, (batch["observations"], noise["candidates"])))
         self.job = self.aside(self.critic, batch, noise, result)
         return result.loss, result.info
@@ -54,7 +54,7 @@ class Halves:
     def actor_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         result = Result(self.actor.parameters)
         try:
-            if "candidates" in noise:
+            if self.two and "candidates" in noise:
                 best = self.positives(*map(first_half, (batch["observations"], noise["candidates"])))
                 noise = noise | {"candidates": torch.cat([best, self.best.result()])}
             self.actor(batch, noise, result)
