@@ -45,7 +45,7 @@ class ReplayBuffer:
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks. Training calls starts() itself and leaves chunks() to the update, to be fast."""
+        """A batch of chunks at once. (train_*.py draw the starts, and the compiled update cuts the chunks.)"""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -55,11 +55,15 @@ class ReplayBuffer:
     def chunks(self, starts: Tensor) -> dict[str, Tensor]:
         """H consecutive rows from each start [B]:
 
-        observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 if the task
-        terminated in it), next_observations [B, O] (after its last step), valid [B, H] (1 while no episode ended at an
-        *earlier* step: terminals 0 0 1 0 0 give valid 1 1 1 0 0). A chunk that runs past an episode's end has
-        valid[:, -1] = 0: the critic ignores it, and L_BC masks the steps that are not valid, so nothing of the next
-        episode enters a loss.
+        observations [B, O]          before the chunk's first step
+        actions [B, H, A]
+        rewards [B]                  their discounted sum over the chunk
+        masks [B]                    0 if the task terminated in the chunk
+        next_observations [B, O]     after its last step
+        valid [B, H]                 1 while no episode ended at an *earlier* step: terminals 0 0 1 0 0 give 1 1 1 0 0
+
+        A chunk that runs past an episode's end has valid[:, -1] = 0. The critic ignores it, and L_BC masks the steps
+        that are not valid. So nothing of the next episode enters a loss.
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]

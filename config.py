@@ -5,8 +5,8 @@ The defaults are the paper's for lift, can and square. Each knob is an option of
 
     option on the command line  >  method  >  preset  >  task  >  default
 
-A knob's group tells which runs must agree in it: all that share a stage 1 ("both"), those alone that go on with one
-another's stage 2 ("online"), or none ("run").
+Each knob has a group. Two runs may share one stage 1 if they agree in all knobs of the group "both". A run may be
+resumed if it still agrees in the group "online", too. Knobs of the group "run" may change then.
 """
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from tools.checks import UserError, as_plain, check, known_only, nearest, option_name
 
 PRESETS = ("paper", "quick", "released", "offline-rl")
-# name: (family, class, settings of its own, as App. A.2 has them). Within a family equal knobs mean an equal stage 1.
+# name: (family, class, settings of its own, as App. A.2 has them). Methods of one family have the same stage 1.
 METHODS = {
     "bfn": ("bfn", "baselines.flow.BFN", dict(chunk=1, best_of=4)),
     "qc-bfn": ("bfn", "baselines.flow.BFN", dict(best_of=32)),
@@ -26,7 +26,7 @@ METHODS = {
     "dfp": ("dfp", "dfp.DFP", {}),
     "dfp-no-topk": ("dfp", "dfp.DFP", dict(topk_weight=0.0)),              # Table 2's ablation
 }
-# Who reads which knobs.
+# Groups of methods, for knobs that only some of them read.
 DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
 FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
 TOPK = (*DRIFT, "mvp-topk")
@@ -96,7 +96,7 @@ class Config:
                           "official sets in many files: transitions to use; 0 = all")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
                             "are many files", group="run", choices=("auto", "cpu", "cuda"))
-    mix_size: int = knob(1_000_000, "data of many files: how large they count when an online batch is drawn",
+    mix_size: int = knob(1_000_000, "data of many files: they count as so many transitions in an online batch",
                          group="online")
     goal_share: float = knob(0.0, "generated data of cubes: share of transitions from episodes aimed at the goal")
 
@@ -136,7 +136,7 @@ TABLE_8 = {
     "puzzle-4x4-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=32, top_k=16),
 }
 
-# App. A.2, where a task departs from the other cubes. It lacks Table 8's: theirs is alpha of FQL's own README.
+# App. A.2, where a task departs from other OGBench tasks. It has no values for puzzles; theirs are from FQL's README.
 BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
              "puzzle": dict(distill_weight=1000.0)}
 
@@ -174,7 +174,7 @@ QUICK_TASK = {
     # rate: results/batch. Their episodes are long, so they are evaluated less often.
     "can": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=12_000),
     "square": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=24_000),
-    # Random play hardly ever reaches a task's goal. In so small a set half of the transitions are aimed at it.
+    # Random play hardly ever reaches a task's goal, and these sets are small: half of each is aimed at the goal.
     "cube-single-task2": dict(data_size=40_000, goal_share=0.5),
 } | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in OGBENCH}
 

@@ -4,11 +4,11 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
     y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]     (Eq. 1)
 
-m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk takes no part where
-the episode ends before the chunk's last step (`valid` in td_loss). So Q learns of a success from the chunks whose last
-step is the success. The H-step return needs no correction although the data are off-policy: Q is asked about exactly
-the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper writes a' ~ pi_theta; here, as in the
-released code, a' is the best of N' samples, see topk.py.
+m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk takes no part if the
+episode ends before the chunk's last step (`valid` in td_loss): of an episode that succeeds at step 100, with H = 5, the
+last chunk to count is 96 to 100, and its m is 0. The H-step return needs no correction although the data are
+off-policy: Q is asked about exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper
+writes a' ~ pi_theta; here, as in the released code, a' is the best of N' samples, see topk.py.
 
 Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
 
@@ -83,7 +83,7 @@ def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean over members and batch of valid * (q - y)^2: q [E, B], target [B], valid [B] -> [].
 
     valid is 0 where an episode ended strictly inside the chunk: its later steps belong to another episode. Such rows
-    still count in the denominator (as released); with random starts that is a constant factor close to 1.
+    still count in the denominator, as released. They are few, H - 1 for each episode.
     """
     return (valid * (q - target).square()).mean()
 

@@ -41,9 +41,10 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         obs = observation(demo, "obs")
         if "next_obs/object" in demo:
             next_obs = observation(demo, "next_obs")
-        else:                                    # the next step's obs; after the last step nothing is looked up
+        else:                                    # the next row's; the last row's is never used, as its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
-        demo["dones"][-1] = 1                    # a success, as in the official sets: leave failures out of yours
+        # The last step counts as the success, as in the official sets: leave failures out of a file of yours.
+        demo["dones"][-1] = 1
         rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - demo["dones"],
                     terminals=demo["dones"], next_observations=next_obs)
         for name in FIELDS:
@@ -87,11 +88,7 @@ def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        kind, why, found = find(config, task, folder, READERS[task.suite], say, given)
-        paths, records = [path for path, _ in found], []
-        for path, record in found:                         # each file is read once; its record vouches for it later
-            with files.errors_in_one_line(path, task):
-                records.append(files.checked_record(path, record, functools.partial(read, task=task)))
+        kind, why, paths, records = find(config, task, folder, READERS[task.suite], say, given)     # tools/sources.py
         if len(paths) == 1:
             dataset, where = read(paths[0], task), paths[0]
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}

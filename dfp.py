@@ -189,7 +189,7 @@ class DFP:
         c = self.config
         noise = {"next": self.normal(batch_size, c.best_of), "generated": self.normal(batch_size, c.num_generated)}
         if self.improving:
-            noise["candidates"] = self.normal(batch_size, c.num_candidates)    # for positives() alone: halves.py
+            noise["candidates"] = self.normal(batch_size, c.num_candidates)
         return noise
 
     def normal(self, batch_size: int, count: int, dim: int | None = None) -> Tensor:

@@ -117,9 +117,8 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 
-    # ONE number for the whole batch, not one per state: temperatures are shares of it, so a state whose samples are
-    # all close together really sees a wide kernel. Self-pairs count in the mean (as released). The floor 1e-3 matters
-    # only when everything sits in one point.
+    # ONE number for the whole batch, not one per state: temperatures are shares of it, so the kernel is as wide in
+    # every state. Self-pairs count in the mean (as released). The floor 1e-3 matters only if all sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
     unit = (scale / D**0.5).clamp_min(1e-3)       # coordinates are measured in units of the typical coordinate gap
     distance = distance / scale.clamp_min(1e-3)
@@ -143,7 +142,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
 def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
     """The k_ij of F_i = sum_j k_ij (y_j - x_i), from affinities A [B, G, T] whose first targets are the negatives:
 
-        F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+-_i the sums of A_i over each side
+        F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+_i, S-_i the sums of A_i over each
             = S+_i S-_i (V+ - V-):  Eq. 3 with kernel A, times a gate.
 
     They sum to zero for each i, as those of V+ - V- do: attraction and repulsion have equal totals.

@@ -5,7 +5,7 @@
     obs, reward, terminated, truncated, info = env.step(action)     obs float32 [O], action [A] in [-1, 1]
 
 What all tasks share:
-    terminated   the task is done: nothing follows, the critic's mask is 0. In the paper's, only success terminates.
+    terminated   the task is done: nothing follows, the critic's mask is 0. In the paper's tasks only success does.
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
@@ -43,12 +43,13 @@ def _tasks() -> dict[str, Task]:
     table = {"lift": Task("lift", "robomimic", "Lift", horizon=300, obs_dim=19, action_dim=7),
              "can": Task("can", "robomimic", "PickPlaceCan", horizon=300, obs_dim=23, action_dim=7),
              "square": Task("square", "robomimic", "NutAssemblySquare", horizon=400, obs_dim=23, action_dim=7)}
-    sizes = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46),         # horizon, obs_dim
-             "cube-quadruple": (1000, 55), "scene": (750, 40), "puzzle-3x3": (500, 55), "puzzle-4x4": (500, 83)}
+    horizon_and_obs_dim = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46),
+                           "cube-quadruple": (1000, 55), "scene": (750, 40), "puzzle-3x3": (500, 55),
+                           "puzzle-4x4": (500, 83)}
     for name in TASKS:
         if name not in ROBOMIMIC:
             source, task_id = name.rsplit("-task", 1)
-            horizon, obs_dim = sizes[source]
+            horizon, obs_dim = horizon_and_obs_dim[source]
             table[name] = Task(name, "ogbench", source, horizon, obs_dim, action_dim=5, task_id=int(task_id))
     return table
 
@@ -93,7 +94,7 @@ class RobomimicEnv(gymnasium.Env):
     """lift, can and square. robomimic's own wrapper imports mujoco_py and cannot be used; this is what it does."""
     metadata = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, name: str, **overrides):
+    def __init__(self, name: str | Task, **overrides):
         self.task, self.sim = task(name), make_robosuite(name, **overrides)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (self.task.action_dim,), np.float32)
@@ -129,7 +130,7 @@ class RobomimicEnv(gymnasium.Env):
 class OGBenchEnv(gymnasium.Wrapper):
     """cube-*, scene, puzzle-*: ogbench's single-task environments."""
 
-    def __init__(self, name: str, **overrides):
+    def __init__(self, name: str | Task, **overrides):
         from tools.simulators.robosuite_setup import import_mujoco
         import_mujoco()
         import ogbench  # noqa: F401  registers the environments

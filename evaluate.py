@@ -21,6 +21,14 @@ from tools.training import command_line
 from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 
 
+class Episode:
+    """One of an evaluation. Its number decides where it begins and which noise the policy gets."""
+
+    def __init__(self, number: int):
+        self.seed = envs.EVAL_SEED + number
+        self.noise, self.obs, self.rewards, self.success = torch.Generator().manual_seed(self.seed), None, [], False
+
+
 class Evaluator:
     """evaluator(act, episodes) -> {"success", "return", "length", "episodes"}: means over episodes, which are played in
     `workers` processes. The result does not depend on their number. They start at the first call and stay."""
@@ -41,43 +49,41 @@ class Evaluator:
                 lost = error
         raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
 
-    def roll_out(self, act, episodes, best_of, stop) -> dict | None:
+    def roll_out(self, act, count, best_of, stop) -> dict | None:
         if self.simulators is None:
             self.simulators = Simulators(self.make, self.workers)
-        success, returns, lengths = np.zeros(episodes, bool), np.zeros(episodes), np.zeros(episodes, int)
-        todo, episode_of, obs, noise = [*range(episodes)], {}, {}, {}         # the last three by simulator
+        episodes = [Episode(number) for number in range(count)]
+        waiting, playing = [*episodes], {}                                     # playing: {simulator: its episode}
 
-        while todo or episode_of:
+        while waiting or playing:
             # Simulators that are free begin the next episodes.
-            free = [i for i in range(self.workers) if i not in episode_of][:len(todo)]
+            free = [i for i in range(self.workers) if i not in playing][:len(waiting)]
             for i in free:
-                episode_of[i] = todo.pop(0)
-                noise[i] = torch.Generator().manual_seed(envs.EVAL_SEED + episode_of[i])
-                self.simulators.send(i, "reset", envs.EVAL_SEED + episode_of[i])
+                playing[i] = waiting.pop(0)
+                self.simulators.send(i, "reset", playing[i].seed)
             for i in free:
-                obs[i] = self.simulators.receive(i)[0]
+                playing[i].obs = self.simulators.receive(i)[0]
             if stop and stop():
                 self.close()                      # they may be in mid-episode; the next call starts new ones
                 return None
 
-            # The policy acts, once for all, so that who plays which episode does not depend on who is faster.
-            playing = list(episode_of)
-            chunks = act(np.stack([obs[i] for i in playing]), [noise[i] for i in playing], best_of).cpu().numpy()
+            # The policy acts once for all that play. Each row has its own noise, whoever plays beside it.
+            obs, noise = np.stack([e.obs for e in playing.values()]), [e.noise for e in playing.values()]
+            chunks = act(obs, noise, best_of).cpu().numpy()
             for i, chunk in zip(playing, chunks):
                 self.simulators.send(i, "play", chunk)
 
             # Each chunk is executed open loop, until it or the episode ends.
-            for i, chunk in zip(playing, chunks):
+            for i, chunk in zip([*playing], chunks):
                 for _ in chunk:
-                    obs[i], reward, terminated, truncated, info = self.simulators.receive(i)
-                    returns[episode_of[i]] += reward
-                    lengths[episode_of[i]] += 1
+                    playing[i].obs, reward, terminated, truncated, info = self.simulators.receive(i)
+                    playing[i].rewards.append(reward)
                     if terminated or truncated:
-                        success[episode_of[i]] = info["success"]
-                        del episode_of[i]         # this simulator is free
+                        playing.pop(i).success = info["success"]
                         break
-        return {"success": float(success.mean()), "episodes": episodes, "length": float(lengths.mean()),
-                "return": float(returns.mean())}
+        return {"success": float(np.mean([e.success for e in episodes])), "episodes": count,
+                "length": float(np.mean([len(e.rewards) for e in episodes])),
+                "return": float(np.mean([sum(e.rewards) for e in episodes]))}
 
     def close(self) -> None:
         if self.simulators is not None:
@@ -108,7 +114,7 @@ def main() -> None:
         film.choose_renderer()                             # before anything imports mujoco, which looks only once
     policy = run.load(args.run)
     table = args.run / "evaluate.csv"
-    read_rows(table)                                       # UserError now, and not after an hour, for what is no table
+    read_rows(table)                                       # a table that cannot be added to is refused now, not later
     if args.film:
         film.film(policy, args.film, min(3, args.episodes), args.best_of or None)
     workers = min(args.workers or cores(), args.episodes)

@@ -51,7 +51,8 @@ class Run:
     def start_online(self) -> None:
         """Between the stages: pi_old becomes a copy of pi_theta."""
         self.algo.start_online()
-        # From a fresh seed, so that a run gives the same numbers whether stage 1 was its own or taken from a sibling.
+        # Seeded anew (prepare.py has + 1 and + 2), so that a run gives the same numbers whether stage 1 was its own or
+        # taken from a sibling.
         self.batch_rng.manual_seed(self.config.seed + 3)
 
 

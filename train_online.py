@@ -30,8 +30,8 @@ from train_offline import offline_stage
 def online_stage(run: Run) -> None:
     """Stage 2, from where the run stands."""
     c = run.config
-    # act is dfp.DFP.act, and update(starts) is dfp.DFP.update on the chunks of the buffer that begin there. What
-    # tools/speed/fast.py adds is that they are compiled.
+    # act is dfp.DFP.act, and update(starts) is dfp.DFP.update on the chunks of the buffer that begin at these rows.
+    # tools/speed/fast.py makes both fast and changes nothing else.
     act, update = fast_act(run.algo), fast_update(run.algo, run.buffer)
     world = Collector(c.task, c.seed, run.world_state)     # the simulator, in a process of its own
     first_update = c.offline_steps + c.warmup + 1    # the first online steps only collect, as in the released code
@@ -47,7 +47,7 @@ def online_stage(run: Run) -> None:
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
             if transition is None:                   # rare: the simulator died, and a new one did not come this far
-                run.buffer.end_episode()             # the episode ends here; this step is made again in the next one
+                run.buffer.end_episode()             # the episode ends here; another one begins with this step
                 continue
             run.buffer.add(*transition)
 

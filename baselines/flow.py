@@ -14,8 +14,8 @@ FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu bes
     L = L_flow + alpha E || mu(s, eps) - sg clip(flow_n(s, eps)) ||^2 - E[Q(s, clip mu(s, eps))]
 
 BFN and FQL make single actions, H = 1. QC-BFN and QC-FQL are the same with chunks of H = 5. DFP needs no Euler steps,
-no second network, no gradient of Q, and no alpha, which spans 100 to 10,000 over the tasks. In code BFN and FQL are
-dfp.DFP with another map from noise to action and another actor loss; critic, update and acting are inherited.
+no second trained network, no gradient of Q, and no alpha, which spans 100 to 10,000 over the tasks. In code BFN and FQL
+are dfp.DFP with another map from noise to action and another actor loss; the rest is inherited.
 
     python -m tools.pictures flow        noise carried to four modes in 1 to 10 steps, or one pass of a drift policy
 

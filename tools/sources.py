@@ -4,21 +4,22 @@ Each file has a record, a small JSON with its origin, size and checksum. It is w
 found good, and tells later that the file has changed.
 """
 import math
+from functools import partial
 from pathlib import Path
 
 import envs
 from config import SOURCES, UserError
 from tools.checks import option_name
 from tools.official import fetch
-from tools.official.files import record_path
+from tools.official.files import checked_record, errors_in_one_line, record_path
 
 SHIPPED = Path(__file__).resolve().parents[1] / "standins"             # of lift, can and square, and how many they are:
 SHIPPED_SIZE = 300
 
 
-def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> tuple[str, str, list]:
-    """(kind, why this kind, [(file, its record)]). read(path, task) raises for what is broken; given: the knobs that
-    were given by hand. UserError where there are no such data, or where they do not read such a knob."""
+def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> tuple[str, str, list, list]:
+    """(kind, why this kind, files, what their records say). read(path, task) raises for what is broken; given: the
+    knobs that were given by hand. UserError where there are no such data, or where they do not read such a knob."""
     if config.data not in SOURCES:
         path = Path(config.data)
         kind, why, found = own_kind(path), "given with --data", [(path, record_path(folder / "own" / path.name))]
@@ -35,7 +36,11 @@ def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> t
                     "so. ***")
             kind, found = "generated", stand_ins(config, task, folder)
     refuse_unread(config, given, kind, found, task)
-    return kind, why, found
+    records = []
+    for path, record in found:
+        with errors_in_one_line(path, task):
+            records.append(checked_record(path, record, partial(read, task=task)))
+    return kind, why, [path for path, _ in found], records
 
 
 def own_kind(path) -> str:

@@ -34,7 +34,8 @@ class Halves:
         self.second = ThreadPoolExecutor(1)
         self.given, self.positives = copy.copy(algo), in_cpp(algo.positives)
         if self.two:
-            # The actor's loss gets the K best in place of the candidates' noise, and its positives() hands them on.
+            # The actor's loss gets the K best in place of noise["candidates"], and its positives() hands them on. So
+            # nothing else in an actor_loss may read noise["candidates"].
             self.given.positives = lambda obs, best: best
         self.critic, self.actor = Half(algo, "critic"), Half(self.given, "actor")
 
