@@ -40,7 +40,7 @@ elif what == "data.py":
 elif what == "tools.demos":
     less("--size 4" if task in ("lift", "can", "square") else "--size 2002")
 elif what == "tools.benchmark":
-    less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1")
+    less("--task lift --preset quick --device cpu --largest 1024 --rounds 1 --repeat 1 --steps 30")
     words.extend(["--modes", "plain auto"])
 with open("said", "a") as file:
     print(*words, file=file)

@@ -197,7 +197,7 @@ def main() -> None:
                                         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     option = parser.add_argument
     option("--task", default="cube-double-task2", help="whose sizes and constants")
-    option("--preset", default="paper", choices=("paper", "quick"), help="network and batch size")
+    option("--preset", default="paper", choices=("paper", "quick", "laptop"), help="network and batch size")
     option("--methods", nargs="+", default=["dfp"], choices=config.METHODS, metavar="METHOD", help="methods to compare")
     option("--modes", nargs="+", default=list(MODES), choices=MODES, help="several methods are compared in the first")
     option("--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to train")
