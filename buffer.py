@@ -17,10 +17,10 @@ FIELDS = (*STEP_FIELDS, "next_observations")
 
 
 class ReplayBuffer:
-    """|D| data transitions, numbered from 0, then up to `online_capacity` online ones in the order they happened.
-    Nothing is overwritten. (The released code keeps a ring of max(2M, |D|+1), which eats into large data sets.)
+    """The data's n transitions, numbered from 0, then up to `online_capacity` online ones in the order they happened.
+    Nothing is overwritten. (The released code keeps a ring of max(2M, n + 1), which eats into large data sets.)
 
-    dataset: an array [|D|, ...] for each of FIELDS. The arrays lie on `device`, batches go to `batch_device`.
+    dataset: an array [n, ...] for each of FIELDS. The arrays lie on `device`, batches go to `batch_device`.
     UserError for a dataset shorter than one chunk.
     """
 
@@ -45,7 +45,7 @@ class ReplayBuffer:
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks at once. (train_*.py draw the starts, and the compiled update cuts the chunks.)"""
+        """A batch of chunks in one call, for tests and pictures. Training calls the two by themselves."""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -63,7 +63,7 @@ class ReplayBuffer:
         valid [B, H]                 1 while no episode ended at an *earlier* step: terminals 0 0 1 0 0 give 1 1 1 0 0
 
         A chunk that runs past an episode's end has valid[:, -1] = 0. The critic ignores it, and L_BC masks the steps
-        that are not valid. So nothing of the next episode enters a loss.
+        that are not valid. So no step of the next episode is a target.
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]
@@ -99,7 +99,7 @@ class ReplayBuffer:
         self.size += 1
 
     def end_episode(self) -> None:
-        """Marks the newest online transition as its episode's last, as where a simulator was lost."""
+        """Makes the newest online transition its episode's last. For an episode whose simulator was lost."""
         if self.num_online:
             self.cuts.append(self.num_online - 1)
             self.online("terminals")[self.cuts[-1]] = 1

@@ -5,8 +5,8 @@ The defaults are the paper's for lift, can and square. Each knob is an option of
 
     option on the command line  >  method  >  preset  >  task  >  default
 
-Each knob has a group. Two runs may share one stage 1 if they agree in all knobs of the group "both". A run may be
-resumed if it still agrees in the group "online", too. Knobs of the group "run" may change then.
+Each knob has a group. Two runs may share one stage 1 if they agree in all knobs of the group "both". A run is resumed
+with the same knobs of the groups "both" and "online". Those of the group "run" may differ.
 """
 import dataclasses
 import os
@@ -96,8 +96,8 @@ class Config:
                           "official sets in many files: transitions to use; 0 = all")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
                             "are many files", group="run", choices=("auto", "cpu", "cuda"))
-    mix_size: int = knob(1_000_000, "data of many files: they count as so many transitions in an online batch",
-                         group="online")
+    mix_size: int = knob(1_000_000, "data of many files: in an online batch they weigh as much as so many online "
+                         "transitions", group="online")
     goal_share: float = knob(0.0, "generated data of cubes: share of transitions from episodes aimed at the goal")
 
     # ---- evaluation and running
@@ -181,8 +181,7 @@ QUICK_TASK = {
 } | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in OGBENCH}
 
 
-# Imitation wants updates: on square one sample succeeds in 0 of 20 episodes after 20,000, and in 35 % after 40,000. A
-# width of 128 takes a larger learning rate than the paper's 512.
+# Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
 LAPTOP = dict(threads=1, hidden=128, batch_size=128, lr=5e-4, offline_steps=60_000, online_steps=100_000, warmup=1_000,
               eval_every=20_000, eval_episodes=20, final_episodes=50, data="generated", data_size=200_000)
 LAPTOP_TASK = {

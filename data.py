@@ -8,9 +8,12 @@ A task has one of three formats, each with a reader below:
     ogbench     npz, undirected play in cube, scene and puzzle: states and actions; rewards follow from a task's goal
     own         HDF5 or npz, the six arrays themselves (docs/extend.md)
 
---data says where files come from: official ones are found on disk or downloaded; generated ones were made in the
-simulator, and those of lift, can and square lie in standins/; auto is official where possible and generated, loudly,
-where not; anything else is a file of your own.
+--data says where the files come from; tools/sources.py decides and fetches:
+
+    official    the benchmark's, found on disk or downloaded
+    generated   stand-ins, made in the simulator; those of lift, can and square lie in standins/
+    auto        official where possible; else generated, and the run says so loudly
+    a file      your own
 
     python data.py --task square                what a run would train on; fetches or generates what is missing
     python data.py --task square --picture      ... drawn: lengths, paths of hand and object (figures/data-square.png)
@@ -43,7 +46,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
             next_obs = observation(demo, "next_obs")
         else:                                    # the next row's; the last row's is never used, as its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
-        # The last step counts as the success, as in the official sets: leave failures out of a file of yours.
+        # The last step is marked as the success, as in the official sets. So a file of yours must hold successes only.
         demo["dones"][-1] = 1
         rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - demo["dones"],
                     terminals=demo["dones"], next_observations=next_obs)

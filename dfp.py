@@ -93,7 +93,8 @@ class DFP:
         self.optimizer.step()                                                    # lines 5 and 6: theta and phi move
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_Q(phi), Eq. 1 over chunks. The next one, a', is the policy's best of N', valued by the target critic."""
+        """L_Q(phi), Eq. 1 over chunks. The next chunk, a', is the policy's best of N', valued by the
+        target critic."""
         with torch.no_grad():
             next_obs = batch["next_observations"]
             next_action = self.choose(next_obs, noise["next"])                                      # [B, D]
@@ -133,7 +134,7 @@ class DFP:
                 "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
 
     def bc_mask(self, batch) -> Tensor:
-        """[B, D]: 0 on the steps of the data's chunk past an episode's end (they belong to the next one), else 1."""
+        """[B, D]: 0 on the steps of the data's chunk that belong to the next episode, else 1."""
         valid = batch["valid"] if self.config.mask_bc else torch.ones_like(batch["valid"])
         return valid.repeat_interleave(self.action_dim, dim=1)
 

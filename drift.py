@@ -63,9 +63,9 @@ def drift_loss(
     positives  [B, P, D]  samples of the target p, for each state its own
     negatives  [B, M, D]  further samples to move away from, or None
     temperatures          kernel widths (R in Deng et al., h in Table 5) as shares of the batch's mean distance; their
-                          forces are added.
-                          A small one sharpens, a large one reaches samples that are still far away. With many
-                          positives a state include one of 1 or more, or all samples may collapse onto the mean.
+                          forces are added. A small one sharpens, a large one reaches samples that are still far away.
+                          With many positives a state include one of 1 or more, or all samples may collapse onto the
+                          mean.
     mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
                           for chunk steps that lie past an episode's end.
     *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; all of them zero give NaN. DFP gives none, nor further
@@ -143,7 +143,8 @@ def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
     """The k_ij of F_i = sum_j k_ij (y_j - x_i), from affinities A [B, G, T] whose first targets are the negatives:
 
         F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+_i, S-_i the sums of A_i over each
-            = S+_i S-_i (V+ - V-):  Eq. 3 with kernel A, times a gate.
+            = S+_i S-_i (V+ - V-):  Eq. 3 with kernel A, times a gate. The gate S+_i S-_i is large for samples that are
+                                    close to positives and to negatives: those move most.
 
     They sum to zero for each i, as those of V+ - V- do: attraction and repulsion have equal totals.
     """

@@ -22,11 +22,12 @@ from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 
 
 class Episode:
-    """One of an evaluation. Its number decides where it begins and which noise the policy gets."""
+    """One evaluation episode. Its number decides where it begins and which noise the policy gets."""
 
     def __init__(self, number: int):
         self.seed = envs.EVAL_SEED + number
-        self.noise, self.obs, self.rewards, self.success = torch.Generator().manual_seed(self.seed), None, [], False
+        self.noise = torch.Generator().manual_seed(self.seed)
+        self.obs, self.rewards, self.success = None, [], False
 
 
 class Evaluator:

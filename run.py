@@ -51,8 +51,8 @@ class Run:
     def start_online(self) -> None:
         """Between the stages: pi_old becomes a copy of pi_theta."""
         self.algo.start_online()
-        # Seeded anew (prepare.py has + 1 and + 2), so that a run gives the same numbers whether stage 1 was its own or
-        # taken from a sibling.
+        # Seeded anew, so that a run gives the same numbers whether stage 1 was its own or a sibling's. (The other
+        # generators have seed + 1 and + 2: prepare.py.)
         self.batch_rng.manual_seed(self.config.seed + 3)
 
 
@@ -68,7 +68,7 @@ def read_config(folder: str | Path) -> tuple[Config, dict]:
     """config.json -> (Config, the whole record). UserError where there is none."""
     try:
         record = json.loads((Path(folder) / "config.json").read_text())
-        if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):
+        if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):      # which reports go by
             raise TypeError
         return from_plain(record["config"]), record
     except UserError as error:
@@ -86,7 +86,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    if is_exported(folder):                      # what only training needs stays as it is
+    if is_exported(folder):                      # it lacks what only training needs: that stays as it was made
         acting = {name: state["algorithm"].get(name) for name in ACTING}
         state["algorithm"] = policy.state_dict() | acting
     load_networks(policy, state, folder)

@@ -30,7 +30,7 @@ from train_offline import offline_stage
 def online_stage(run: Run) -> None:
     """Stage 2, from where the run stands."""
     c = run.config
-    # act is dfp.DFP.act, and update(starts) is dfp.DFP.update on the chunks of the buffer that begin at these rows.
+    # act is dfp.DFP.act. update(starts) is dfp.DFP.update on the chunks that begin in the rows `starts` of the buffer.
     # tools/speed/fast.py makes both fast and changes nothing else.
     act, update = fast_act(run.algo), fast_update(run.algo, run.buffer)
     world = Collector(c.task, c.seed, run.world_state)     # the simulator, in a process of its own
@@ -46,7 +46,7 @@ def online_stage(run: Run) -> None:
 
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
-            if transition is None:                   # rare: the simulator died, and a new one did not come this far
+            if transition is None:                   # rare: the simulator died, and a new one did not reach its state
                 run.buffer.end_episode()             # the episode ends here; another one begins with this step
                 continue
             run.buffer.add(*transition)
@@ -82,7 +82,7 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
 def train(**knobs) -> Path | list[Path]:
     """From Python: train(task="lift", preset="quick", seed=1) -> the run's folder (with seeds=5: all). Every knob of
     config.py. UserError for what cannot work."""
-    end_in_one_line()
+    end_in_one_line()                                # your script, too, ends in one line where it does not catch that
     command_line.print_anywhere()
     return both_stages(build(knobs), set(knobs))
 

@@ -4,7 +4,7 @@ Flow matching (Lipman et al., arXiv 2210.02747) learns behaviour as a velocity f
 
     x_t = (1 - t) eps + t a,   L_flow = E || v(s, x_t, t) - (a - eps) ||^2,   t ~ U(0, 1)
 
-Many paths cross in one point; v learns their mean, so the curves that follow v bend, and an action takes steps:
+Many paths cross in one point, and v learns their mean. So curves that follow v bend, and an action takes several steps:
 
     x_0 = eps,   x_{i+1} = x_i + v(s, x_i, i/n) / n,   a = clip(x_n)                              n = 10 Euler steps
 
@@ -83,7 +83,7 @@ class DistilledActor(FlowActor):
 class BFN(DFP):
     """BFN, QC-BFN: flow matching on the data, best of N by the critic. See dfp.DFP for the interface.
 
-    noise of update(): {"next": [B, N, D], "path": [B, D], "time": [B, 1] in [0, 1]}.
+    noise of update(): {"next": [B, N', D], "path": [B, D], "time": [B, 1] in [0, 1]}.
     """
 
     def make_actor(self, obs_dim, chunk_dim, hidden):

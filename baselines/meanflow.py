@@ -18,8 +18,9 @@ du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs 
 The v of the identity is the mean velocity of all straight paths through z_t, which nobody knows. The velocity of the
 one sampled path may stand for it: the target is linear in v, and a regression learns the mean of its target.
 
-At r = t the identity reads u = v. All longer stretches build on this, but two random times are never equal: nothing
-would train it. MVP (Zhan et al., arXiv 2602.13810) adds a loss for it, the instantaneous velocity constraint (IVC):
+At r = t the identity reads u = v, and longer stretches build on this. But two random times are never equal. MeanFlow
+sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) adds a loss instead, the instantaneous velocity
+constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 

@@ -12,11 +12,13 @@ MODULES = {name[:-3].replace("/", ".").removesuffix(".__init__"): name for name 
 CONCEPTS = ("drift.py", "policy.py", "critic.py", "topk.py", "dfp.py", "baselines/flow.py", "baselines/meanflow.py")
 # From the ground up. A file or folder imports from its own floor and from those below it.
 FLOORS = (["drift.py", "policy.py", "topk.py", "tools/egl_probe/"], ["critic.py"], ["dfp.py"], ["baselines/"],
-          ["tools/checks.py"], ["config.py", "tools/simulators/fast_robosuite.py", "tools/simulators/own.py", "tools/simulators/robosuite_setup.py"],
+          ["tools/checks.py"], ["config.py"],
+          ["tools/simulators/fast_robosuite.py", "tools/simulators/own.py", "tools/simulators/robosuite_setup.py"],
           ["buffer.py", "envs.py", "tools/training/command_line.py", "tools/training/files.py"],
           ["tools/official/", "tools/report/dataset.py", "tools/pictures/data.py"],
           ["tools/simulators/", "tools/speed/", "tools/pictures/film.py"], ["tools/standins/"],
-          ["tools/sources.py"], ["data.py", "run.py", "tools/demos.py"], ["evaluate.py"], ["tools/training/", "tools/report/"], ["tools/pictures/", "tools/speed/seeds.py"],
+          ["tools/sources.py"], ["data.py", "run.py", "tools/demos.py"], ["evaluate.py"],
+          ["tools/training/", "tools/report/"], ["tools/pictures/", "tools/speed/seeds.py"],
           ["train_offline.py"], ["train_online.py"], ["tools/sweep.py", "tools/benchmark.py"])
 
 
