@@ -25,12 +25,11 @@ HOW = dict(fullgraph=True, options={"cpp_wrapper": True, "cpp.enable_floating_po
 
 
 class Halves:
-    """critic_loss and actor_loss of an algorithm, to be called in this order. Where torch has several threads of its
-    own, or there is one core, one half simply follows the other."""
+    """critic_loss and actor_loss of an algorithm, to be called in this order. On one core one follows the other."""
 
     def __init__(self, algo):
         self.algo, self.stage, self.alone = algo, None, 0
-        self.two = torch.get_num_threads() == 1 and cores() > 1
+        self.two = cores() > 1
         self.second = ThreadPoolExecutor(1)
         self.given, self.positives = copy.copy(algo), in_cpp(algo.positives)
         if self.two:
