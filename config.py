@@ -182,13 +182,12 @@ QUICK_TASK = {
 
 
 # Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
-LAPTOP = dict(threads=1, hidden=128, batch_size=128, lr=5e-4, offline_steps=60_000, online_steps=100_000, warmup=1_000,
-              eval_every=20_000, eval_episodes=20, final_episodes=50, data="generated", data_size=200_000)
+LAPTOP = QUICK | dict(lr=5e-4, offline_steps=60_000, online_steps=60_000, eval_every=15_000, data_size=200_000)
 LAPTOP_TASK = {
-    "lift": dict(data_size=300, offline_steps=20_000, online_steps=40_000),
+    "lift": dict(data_size=300, offline_steps=20_000, online_steps=20_000),
     "can": dict(data_size=300),
     "square": dict(data_size=300),
-    "cube-single-task2": dict(data_size=100_000, goal_share=0.5, offline_steps=30_000, online_steps=50_000),
+    "cube-single-task2": dict(data_size=100_000, goal_share=0.5, offline_steps=30_000, online_steps=30_000),
 } | {t: dict(goal_share=0.5) for t in OGBENCH}
 
 
