@@ -7,6 +7,7 @@ import torch
 
 import run
 from config import build
+from dfp import DFP
 from policy import gelu, sample
 from test_drift import loop_loss, points
 from tools.speed import fast, halves
@@ -224,15 +225,27 @@ def test_what_fails_in_either_half_comes_up(half, monkeypatch):
     assert all(equal(getattr(algo, part), getattr(before, part)) for part in halves.NETWORKS)
 
 
-def test_every_parameter_of_the_optimiser_is_trained(monkeypatch):
-    """Also one that a method of your own adds to the two networks."""
+@pytest.mark.parametrize("own", ["a third network", "candidates"])
+def test_a_loss_that_cannot_be_halved_is_taken_as_written(own, monkeypatch, capsys):
+    """A method of your own may train more than two networks, or read the candidates' noise itself."""
+    fast.say_once.cache_clear()
     monkeypatch.setattr(torch, "compile", lambda function, **how: function)
-    algo, third = make(compile=True), torch.nn.Parameter(torch.ones(2))
-    algo.optimizer.add_param_group({"params": [third]})
-    loss, info = algo.actor_loss(make_batch(), algo.draw_noise(B))
-    monkeypatch.setattr(algo, "actor_loss", lambda *_: (loss + third.sum(), info))
-    fast.fast_update(algo, SimpleNamespace(chunks=make_batch))(0)
-    assert (third != 1).all()
+    monkeypatch.setattr(halves, "cores", lambda: 2)
+    third, algos = torch.nn.Parameter(torch.ones(2)), [make(online=True, compile=compile) for compile in (True, False)]
+
+    class Own(DFP):
+        def actor_loss(self, batch, noise):
+            loss, info = super().actor_loss(batch, noise)
+            more = third if own == "a third network" else sample(self.actor, batch["observations"], noise["candidates"])
+            return loss + more.square().sum(), info
+    for algo in algos:
+        algo.__class__ = Own
+        algo.optimizer.add_param_group({"params": [third]})
+        third.data.fill_(1)
+        for seed in range(3):
+            fast.fast_update(algo, SimpleNamespace(chunks=make_batch))(seed)
+    assert all(equal(getattr(algos[0], part), getattr(algos[1], part)) for part in halves.NETWORKS)
+    assert "not that of the losses as written" in capsys.readouterr().out and (third != 1).all() == (own != "candidates")
 
 
 def test_gelu_has_one_value_in_two_forms():

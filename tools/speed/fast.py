@@ -71,7 +71,7 @@ def fast_update(algo, buffer):
     if not algo.config.compile:
         return lambda starts: algo.update(buffer.chunks(starts))
     # With several threads of torch's own, as at the paper's size, halves would take 1.1 to 1.3 times as long.
-    if algo.device.type == "cpu" and torch.get_num_threads() == 1 and trains_only_two_networks(algo):
+    if algo.device.type == "cpu" and torch.get_num_threads() == 1:
         from tools.speed.halves import Halves
         step = unless_it_fails(Halves(algo).update, algo.update)
 
@@ -80,12 +80,6 @@ def fast_update(algo, buffer):
             return step(batch, algo.draw_noise(len(batch["rewards"])))
         return update
     return recorded(CompiledUpdate(algo), [buffer], buffer.chunks)
-
-
-def trains_only_two_networks(algo) -> bool:
-    """Actor and critic. A method of your own may have more."""
-    trained = [parameter for group in algo.optimizer.param_groups for parameter in group["params"]]
-    return {*map(id, trained)} == {*map(id, algo.actor.parameters()), *map(id, algo.critic.parameters())}
 
 
 def recorded(step, buffers: list, batch):
