@@ -75,7 +75,8 @@ class Config:
 
     # ---- policy improvement (Table 5)
     num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", group="online", only=TOPK)
-    top_k: int = knob(2, "K: candidates kept as positives (Table 5; OGBench: 4)", group="online", only=TOPK)
+    top_k: int = knob(2, "K: candidates kept as positives (Table 5; OGBench: 4; Table 8's tasks: 8 or 16)",
+                      group="online", only=TOPK)
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", group="online", only=TOPK)
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", group="online", only=TOPK)
 
@@ -142,7 +143,7 @@ BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-qu
 
 
 def task_values(task: str) -> dict:
-    """Where a task departs from the defaults. Tasks that only Table 8 has take lambda, h, N and K from there."""
+    """Where a task departs from the defaults. One cube, scene and puzzles take lambda, h, N and K from Table 8."""
     if task in ROBOMIMIC:
         return {}
     ogbench = dict(temperatures=(0.05,), best_of=16, top_k=4, distill_weight=300.0)

@@ -44,7 +44,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         obs = observation(demo, "obs")
         if "next_obs/object" in demo:
             next_obs = observation(demo, "next_obs")
-        else:                                    # the next row's; the last row's is never used, as its mask is 0
+        else:                                    # the following row's obs; the last one is not used, its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
         # The last step is marked as the success, as in the official sets. So a file of yours must hold successes only.
         demo["dones"][-1] = 1

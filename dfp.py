@@ -81,7 +81,7 @@ class DFP:
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
     def gradient_step(self, loss: Tensor) -> None:
-        """One step of Adam on a loss [], and one of each average."""
+        """One step of Adam on a loss [], after one of both averages."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
@@ -111,7 +111,7 @@ class DFP:
         # Line 4, first half: N_gen samples of pi_theta. Both losses push these.
         generated = sample(self.actor, obs, noise["generated"])                                     # [B, G, D]
 
-        # The loss of line 5, L_BC (Eq. 18): the positive is the data's chunk.
+        # The first term of line 5's loss, L_BC (Eq. 18): the positive is the data's chunk.
         bc_loss, bc_info = drift_loss(generated, data, temperatures=c.temperatures, mask=self.bc_mask(batch))
         loss = c.bc_weight * bc_loss.mean()
         info = {f"bc_{name}": value for name, value in bc_info.items()} | {"bc_loss": bc_loss.mean()}
@@ -120,7 +120,7 @@ class DFP:
         if self.improving and c.topk_weight:
             # Line 4, second half: the positives are the K best of N candidates of pi_old.
             best = self.positives(obs, noise["candidates"])                                         # [B, K, D]
-            # The loss of line 5, L_topK (Eq. 16).
+            # The second term, L_topK (Eq. 16).
             topk_loss, topk_info = drift_loss(generated, best, temperatures=c.temperatures)
             loss = loss + c.topk_weight * topk_loss.mean()
             info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}

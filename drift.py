@@ -129,7 +129,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     force, rms = 0.0, []
     for temperature in temperatures:
         logits = -distance / temperature
-        # Affinity: how much i looks at j times how much j looks at i, geometric mean of the two softmaxes. The floor
+        # Affinity: the square root of two softmaxes' product, over targets (i's view) and samples (j's view). The floor
         # 1e-6 leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]

@@ -30,8 +30,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for linear in self.linears[:-1]:
             x = gelu(linear(x))
-        # The last layer always runs in float32, also where the hidden ones run in bf16 (dfp.candidate_precision): its
-        # output is an action, which keeps its digits so.
+        # The last layer runs in float32, so that actions keep their precision where the hidden layers run in bf16
+        # (dfp.candidate_precision).
         with torch.autocast(x.device.type, enabled=False):
             return self.linears[-1](x.to(self.linears[-1].weight.dtype))
 

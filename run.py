@@ -3,7 +3,8 @@
     runs/<task>/<method>/<data>/<preset>[,knob=value...]/seed<k>/
         config.json      every knob, versions, git commit, data source and checksum, machine
         train.csv        losses and diagnostics: step, stage, then by name
-        eval.csv         step, stage, success, episodes, length, return, seconds; evaluate.csv: the same by evaluate.py
+        eval.csv         step, stage, success, episodes, length, return, seconds
+        evaluate.csv     the same, by evaluate.py
         offline.pt       the end of stage 1, which siblings may start from
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
         online.f32       the transitions seen online, which checkpoints count but do not contain
@@ -86,7 +87,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    if is_exported(folder):                      # it lacks what only training needs: that stays as it was made
+    if is_exported(folder):                      # without the networks that only training needs: they stay untrained
         acting = {name: state["algorithm"].get(name) for name in ACTING}
         state["algorithm"] = policy.state_dict() | acting
     load_networks(policy, state, folder)

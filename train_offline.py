@@ -1,4 +1,4 @@
-"""Stage 1: the drift policy and its critic from the data alone  (Sec. 5.1; Alg. 1 without lines 1-2).
+"""Stage 1: the drift policy and its critic from the data alone  (Sec. 5.1; lines 3-6 of Alg. 1).
 
     python train_offline.py --task square               writes offline.pt, which train_online.py starts from
 

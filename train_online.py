@@ -1,7 +1,7 @@
 """Algorithm 1, offline to online: the main job. Starts from stage 1's checkpoint, or runs stage 1 first.
 
     python train_online.py --task square                        the paper's 1M + 1M steps
-    python train_online.py --task square --preset quick         the same algorithm, small: minutes on a laptop CPU
+    python train_online.py --task square --preset quick         the same algorithm, small: under an hour on a laptop
 
 Read online_stage(): its loop is Algorithm 1, one environment step and one update at a time.
 
@@ -31,7 +31,7 @@ def online_stage(run: Run) -> None:
     """Stage 2, from where the run stands."""
     c = run.config
     # act is dfp.DFP.act. update(starts) is dfp.DFP.update on the chunks that begin in the rows `starts` of the buffer.
-    # tools/speed/fast.py makes both fast and changes nothing else.
+    # tools/speed/fast.py makes both fast; --no-compile runs dfp.py as it is written, for breakpoints.
     act, update = fast_act(run.algo), fast_update(run.algo, run.buffer)
     world = Collector(c.task, c.seed, run.world_state)     # the simulator, in a process of its own
     first_update = c.offline_steps + c.warmup + 1    # the first online steps only collect, as in the released code
@@ -46,8 +46,8 @@ def online_stage(run: Run) -> None:
 
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
-            if transition is None:                   # rare: the simulator died, and a new one did not reach its state
-                run.buffer.end_episode()             # the episode ends here; another one begins with this step
+            if transition is None:                   # rare: the simulator was lost and could not be restored
+                run.buffer.end_episode()             # its episode ends, and this step is repeated in a new one
                 continue
             run.buffer.add(*transition)
 

@@ -41,7 +41,7 @@ def flow_loss(velocity, action: Tensor, noise: Tensor, time: Tensor, mask: Tenso
 
 
 def euler(velocity, noise: Tensor, steps: int) -> Tensor:
-    """x_1 of dx/dt = velocity(x, t) from x_0 = noise [..., D], in equal steps. Not clipped: a bend may leave the
+    """The end at t = 1 of dx/dt = velocity(x, t) from noise [..., D], in equal steps. Not clipped: a bend may leave the
     bounds and come back. Raises ValueError without a step."""
     if steps < 1:
         raise ValueError(f"Euler's method needs at least one step, got {steps}")

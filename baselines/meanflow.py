@@ -9,7 +9,7 @@ velocity between two times instead, with which any stretch is one step, so that 
 
     u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
 
-The integral needs paths that are not known yet. Its derivative by t along the path does without them:
+The integral needs v along a whole path. Its derivative by t needs it at one place alone:
 
     u = v - (t - r) du/dt,     du/dt = v . grad_z u + d_t u                                        (MeanFlow identity)
     L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
