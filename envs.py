@@ -70,7 +70,7 @@ def make(name: str | Task, **overrides) -> gymnasium.Env:
     """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
     if task(name).suite == "own":
         from tools.simulators.own import OwnEnv
-        return OwnEnv(task(name), **overrides)
+        return OwnEnv(task(name), task(name).make(**overrides))
     return (RobomimicEnv if task(name).suite == "robomimic" else OGBenchEnv)(task(name), **overrides)
 
 
@@ -165,8 +165,9 @@ def register(name: str, make, horizon: int) -> Task:
     end_in_one_line()
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")
-    new = Task(name, "own", "", horizon, *own.checked_sizes(name, make), make=make)
-    own.try_out(new)
+    env = make()
+    new = Task(name, "own", "", horizon, *own.checked_sizes(name, env), make=make)
+    own.try_out(new, env)
     TABLE[name] = new
     if name not in TASKS:
         TASKS.append(name)

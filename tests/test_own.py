@@ -160,7 +160,7 @@ def test_how_success_is_read(infos, terminates, success, capsys):
     if terminates and success:
         with contextlib.closing(Evaluator(task, 1)) as evaluator:
             assert evaluator(lambda obs, *_: torch.zeros(1, 5, 2), 1)["success"] == 1
-    own.try_out(task)
+    own.try_out(task, Telling())
     assert ("neither 'success' nor 'is_success'" in capsys.readouterr().out) == (not infos[0])
 
 

@@ -8,7 +8,6 @@ import pytest
 from pytest import approx
 
 import config
-import run
 from tools.report import curves, results, tables
 from tools.report.__main__ import main, table
 from tools.training import command_line

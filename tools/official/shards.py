@@ -61,8 +61,8 @@ def append(place: Path, index: dict, path: Path, read) -> dict:
     """One file at the end of the arrays -> its counts."""
     tasks = [envs.task(name) for name in index["tasks"]]
     dataset, play = read(path, tasks[0]), files.play(path, tasks[0])
-    labels = np.stack([files.relabel(play, task)[0] for task in tasks], axis=1)                     # [T, tasks]
-    terminals, rewards = dataset["terminals"], labels[play["terminals"] == 0]                       # [n], [n, tasks]
+    others = [files.relabel(play, task)[0][play["terminals"] == 0] for task in tasks[1:]]
+    terminals, rewards = dataset["terminals"], np.stack([dataset["rewards"], *others], axis=1)      # [n], [n, tasks]
     lasts, before = np.flatnonzero(terminals), sum(entry["transitions"] for entry in index["files"])
     rows = np.concatenate([dataset["observations"], dataset["actions"], terminals[:, None], rewards], axis=1)
     arrays = {"rows.f32": rows, "ends.f32": dataset["next_observations"][lasts], "lasts.i64": before + lasts}

@@ -8,11 +8,10 @@ import numpy as np
 from tools.checks import UserError
 
 
-def checked_sizes(name: str, make) -> tuple[int, int]:
-    """(observation, action) sizes of make()'s environment. UserError where it, or the name, cannot be a task's."""
+def checked_sizes(name: str, env) -> tuple[int, int]:
+    """(observation, action) sizes of what make() gave. UserError where it, or the name, cannot be a task's."""
     if not name.isprintable() or "/" in name or name[:1] in ("", ".", " "):
         raise UserError(f"{name!r} cannot name a task: it must name a folder too, without slashes or a dot in front")
-    env = make()
     if not isinstance(env, gymnasium.Env):
         raise UserError(f"{name}: make() must give a gymnasium.Env, not {type(env).__name__}")
     obs, action = env.observation_space, env.action_space
@@ -21,13 +20,12 @@ def checked_sizes(name: str, make) -> tuple[int, int]:
     if not isinstance(action, gymnasium.spaces.Box) or (action.low != -1).any() or (action.high != 1).any():
         raise UserError(f"{name}: actions must be a Box in [-1, 1], not {action}; gymnasium.wrappers.RescaleAction "
                         "turns any other Box into one")
-    env.close()
     return *obs.shape, *action.shape
 
 
-def try_out(task) -> None:
+def try_out(task, env) -> None:
     """One step, so that an environment that does not keep gymnasium's word is refused here, and not while training."""
-    with contextlib.closing(OwnEnv(task)) as env:
+    with contextlib.closing(OwnEnv(task, env)) as env:
         env.reset(seed=0)
         info = env.step(np.zeros(task.action_dim))[4]
     if not info["told"]:
@@ -38,8 +36,8 @@ def try_out(task) -> None:
 class OwnEnv(gymnasium.Wrapper):
     """A registered task, with what all tasks share. UserError where it does not keep gymnasium's word."""
 
-    def __init__(self, task, **overrides):
-        super().__init__(task.make(**overrides))
+    def __init__(self, task, env):
+        super().__init__(env)
         self.horizon = task.horizon
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (task.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (task.action_dim,), np.float32)
