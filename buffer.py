@@ -90,12 +90,11 @@ class ReplayBuffer:
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:
         """Appends one online transition: obs and next_obs [O], action [A]. IndexError when the capacity is used up."""
-        row = (obs, action, reward, 1.0 - terminated, float(terminated or truncated), next_obs)
-        row = [torch.as_tensor(value, dtype=torch.float32).reshape(-1) for value in row]
-        widths = [len(value) for value in row]
-        row = moved(torch.cat(row), self.device)         # six small copies would make a GPU wait six times
-        for name, value in zip(FIELDS, row.split(widths)):
-            self.online(name)[self.num_online] = value
+        row = dict(observations=obs, actions=action, rewards=reward, masks=1.0 - terminated,
+                   terminals=float(terminated or truncated), next_observations=next_obs)
+        for name, value in row.items():
+            value = torch.as_tensor(value, dtype=torch.float32)
+            self.online(name)[self.num_online] = moved(value, self.device)
         self.size += 1
 
     def end_episode(self) -> None:

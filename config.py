@@ -9,10 +9,9 @@ Each knob has a group. Two runs may share one stage 1 if they agree in all knobs
 with the same knobs of the groups "both" and "online". Those of the group "run" may differ.
 """
 import dataclasses
-import os
 from dataclasses import dataclass, field, fields
 
-from tools.checks import UserError, as_plain, check, known_only, nearest, option_name
+from tools.checks import UserError, as_plain, check, check_given, known_only
 
 PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 # name: (family, class, settings of its own, as App. A.2 has them). Methods of one family have the same stage 1.
@@ -195,11 +194,12 @@ LAPTOP_TASK = {
 # ------------------------------------------------------------------------------------------------- one Config
 def build(given: dict) -> Config:
     """A checked Config from the knobs given by name. UserError for what cannot work."""
-    known_only(given, Config)
     given = {name: as_plain(name, value) for name, value in given.items()}
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
-    refuse(given, task, method, preset)
+    check_given(given, Config, method, dict(task=TASKS, method=METHODS, preset=PRESETS), SOURCES)      # tools/checks.py
     family, _, method_values = METHODS[method]
+    if preset == "released" and family != "dfp":
+        raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
     # From weak to strong: the precedence at the top of this file.
     values = task_values(task) | preset_values(preset, task, family) | method_values | given
     if "eval_episodes" in given and "final_episodes" not in given:           # it holds at the end of a stage too
@@ -207,24 +207,6 @@ def build(given: dict) -> Config:
     config = Config(**values)
     check(config)
     return config
-
-
-def refuse(given: dict, task: str, method: str, preset: str) -> None:
-    """UserError for unknown names, and for knobs that nothing would read."""
-    for kind, value, known in (("task", task, TASKS), ("method", method, METHODS), ("preset", preset, PRESETS)):
-        if value not in known:
-            raise UserError(f"unknown {kind} {value!r}{nearest(value, known)} Known: {', '.join(known)}")
-    if preset == "released" and METHODS[method][0] != "dfp":
-        raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
-    for name, only in ((f.name, f.metadata["only"]) for f in fields(Config)):
-        if name in given and only and method not in only:
-            raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to {', '.join(only)}")
-    if method == "dfp-no-topk" and given.get("topk_weight"):
-        raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
-    data = given.get("data", "auto")
-    if isinstance(data, str) and data not in SOURCES and not os.path.isfile(data):
-        raise UserError(f"--data {data!r} is none of {', '.join(SOURCES)}{nearest(data, SOURCES)} Nor is there such a "
-                        "file")
 
 
 def from_plain(knobs: dict) -> Config:

@@ -19,8 +19,6 @@ A task has one of three formats, each with a reader below:
     python data.py --task square --picture      ... drawn: lengths, paths of hand and object (figures/data-square.png)
     python data.py --task square --check 20     ... and 20 demonstrations replayed in the simulator installed here
 """
-import functools
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,43 +85,24 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
-    sha256, origin, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
+    origin, sha256, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
     there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        kind, why, paths, records = find(config, task, folder, READERS[task.suite], say, given)     # tools/sources.py
-        if len(paths) == 1:
-            dataset, where = read(paths[0], task), paths[0]
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
+        found = find(config, task, folder, READERS[task.suite], say, given)
+        if len(found.paths) == 1:
+            dataset = read(found.paths[0], task)
+            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
         else:                                              # a set in many files stays on disk
             from tools.official import shards
-            dataset, counts = shards.load(paths, records, folder, task, read)
-            where = paths[0].parent
-    origin = {name: value for name, value in records[0].items() if name not in files.RECORD}
-    source = dict(kind=kind, why=why, path=str(where), files=[str(path) for path in paths], origin=origin) | counts
-    say(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
+            dataset, counts = shards.load(found.paths, found.records, folder, task, read)
+    source = found.told() | counts
+    say(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
         f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source
 
 
-def main() -> None:
-    from tools.pictures.data import draw
-    from tools.report import dataset as report
-    from tools.training import command_line
-    parser = command_line.OneLineParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--picture", nargs="?", const="figures", metavar="FOLDER")
-    parser.add_argument("--check", nargs="?", type=int, const=20, metavar="N")
-    asked, rest = parser.parse_known_args()
-    about = "Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes."
-    config, given = command_line.parse(about, rest)
-    dataset, source = load(config, functools.partial(print, file=sys.stderr), given)
-    print(report.description(config, dataset, source))
-    if asked.picture:
-        print(f"picture    {draw(envs.task(config.task), dataset, source, Path(asked.picture))}")
-    if asked.check is not None:
-        report.replay(envs.task(config.task), source, asked.check)
-
-
 if __name__ == "__main__":
+    from tools.report import dataset
     from tools.training import command_line
-    command_line.main(main)
+    command_line.main(lambda: dataset.main(load))

@@ -15,7 +15,6 @@
 """
 import dataclasses
 import importlib
-import json
 import time
 from pathlib import Path
 
@@ -23,10 +22,10 @@ import torch
 
 import envs
 from buffer import ReplayBuffer
-from config import METHODS, SOURCES, Config, UserError, from_plain
+from config import METHODS, SOURCES, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
-from tools.training.files import load_networks, read_newest, save_state, write_json
+from tools.training.files import load_networks, read_config, read_newest, save_state, write_json
 
 ACTING = ("actor", "critic")         # the networks that choose an action
 
@@ -65,20 +64,6 @@ def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
 
 
 # ------------------------------------------------------------------------------------------------- what it left behind
-def read_config(folder: str | Path) -> tuple[Config, dict]:
-    """config.json -> (Config, the whole record). UserError where there is none."""
-    try:
-        record = json.loads((Path(folder) / "config.json").read_text())
-        if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):      # which reports go by
-            raise TypeError
-        return from_plain(record["config"]), record
-    except UserError as error:
-        raise UserError(f"{folder}/config.json: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is not a run's folder: its config.json cannot be read "
-                        f"({type(error).__name__})") from None
-
-
 def load(folder: str | Path, device: str = "cpu") -> DFP:
     """A saved policy, ready to act: load(RUN).act(obs [n, O]) -> chunks [n, H, A]. Its .step and .stage say where the
     run stood. UserError when there is none."""

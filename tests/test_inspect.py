@@ -86,7 +86,7 @@ def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, caps
     usual = robosuite_setup.arguments
     words = f"--task lift --data generated --data-size 3 --data-dir {generated['lift'].parents[1]} --check 2"
     monkeypatch.setattr("sys.argv", ["data.py", *words.split()])
-    data.main()
+    check.main(data.load)
     assert "2 of 2 demonstrations succeed (100%)" in capsys.readouterr().out
 
     def soft(name):
@@ -96,5 +96,5 @@ def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, caps
     monkeypatch.setattr(robosuite_setup, "arguments", soft)
     say_once.cache_clear()
     with pytest.raises(UserError, match="does not fit the simulator that is installed here"):
-        data.main()
+        check.main(data.load)
     assert "controller_configs.body_parts.right.kp is 150 in the file, 30 here" in capsys.readouterr().out

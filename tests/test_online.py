@@ -21,10 +21,10 @@ from buffer import ReplayBuffer
 from config import UserError, build
 from data import read
 from evaluate import Evaluator
-from run import algorithm, read_config
+from run import algorithm
 from tools.simulators import process
 from tools.simulators.collector import Collector
-from tools.training.files import read_newest
+from tools.training.files import read_config, read_newest
 from tools.training.saving import online_rows
 from tools.training.stage import Stage
 

@@ -57,6 +57,24 @@ def as_plain(name: str, value):
     return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
+def check_given(given: dict, config_class, method: str, known: dict, sources) -> None:
+    """UserError for unknown names, and for knobs that nothing would read. known: {knob: the names that it may have}."""
+    known_only(given, config_class)
+    for kind, names in known.items():
+        if kind in given and given[kind] not in names:
+            raise UserError(f"unknown {kind} {given[kind]!r}{nearest(given[kind], names)} Known: {', '.join(names)}")
+    for f in dataclasses.fields(config_class):
+        only = f.metadata["only"]
+        if f.name in given and only and method not in only:
+            raise UserError(f"--method {method} does not read {option_name(f.name)}; it belongs to {', '.join(only)}")
+    if method == "dfp-no-topk" and given.get("topk_weight"):
+        raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
+    data = given.get("data", "auto")
+    if isinstance(data, str) and data not in sources and not os.path.isfile(data):
+        raise UserError(f"--data {data!r} is none of {', '.join(sources)}{nearest(data, sources)} Nor is there such a "
+                        "file")
+
+
 def check(config) -> None:
     """UserError for values that cannot work, before anything is written."""
     for f in dataclasses.fields(config):

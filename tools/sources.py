@@ -4,6 +4,7 @@ Each file has a record, a small JSON with its origin, size and checksum. It is w
 found good, and tells later that the file has changed.
 """
 import math
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,15 +12,29 @@ import envs
 from config import SOURCES, UserError
 from tools.checks import option_name
 from tools.official import fetch
-from tools.official.files import checked_record, errors_in_one_line, record_path
+from tools.official.files import RECORD, checked_record, errors_in_one_line, record_path
 
 SHIPPED = Path(__file__).resolve().parents[1] / "standins"             # of lift, can and square, and how many they are:
 SHIPPED_SIZE = 300
 
 
-def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> tuple[str, str, list, list]:
-    """(kind, why this kind, files, what their records say). read(path, task) raises for what is broken; given: the
-    knobs that were given by hand. UserError where there are no such data, or where they do not read such a knob."""
+@dataclass
+class Found:
+    kind: str              # official, generated or own-<name of the file>
+    why: str               # this kind
+    paths: list[Path]
+    records: list[dict]    # of these files
+
+    def told(self) -> dict:
+        """What config.json says of them. Many files lie in one folder."""
+        place = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
+        origin = {name: value for name, value in self.records[0].items() if name not in RECORD}
+        return dict(kind=self.kind, why=self.why, path=str(place), files=[*map(str, self.paths)], origin=origin)
+
+
+def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> Found:
+    """read(path, task) raises for what is broken; given: the knobs that were given by hand. UserError where there are
+    no such data, or where they do not read such a knob."""
     if config.data not in SOURCES:
         path = Path(config.data)
         kind, why, found = own_kind(path), "given with --data", [(path, record_path(folder / "own" / path.name))]
@@ -40,7 +55,7 @@ def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> t
     for path, record in found:
         with errors_in_one_line(path, task):
             records.append(checked_record(path, record, partial(read, task=task)))
-    return kind, why, [path for path, _ in found], records
+    return Found(kind, why, [path for path, _ in found], records)
 
 
 def own_kind(path) -> str:

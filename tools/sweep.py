@@ -16,13 +16,12 @@ from pathlib import Path
 
 import torch
 
-import run
 from config import SOURCES, UserError
 from tools.report.__main__ import main as report
 from tools.simulators.process import cores
 from tools.sources import own_kind
 from tools.training import command_line
-from tools.training.files import read_rows
+from tools.training.files import read_config, read_rows
 from tools.training.saving import folder_of, kind_begun, stage1_knobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +46,7 @@ class Planned:
         """Done are both stages, of the lengths asked for, when they are evaluated at their end."""
         if not (self.folder / "config.json").exists():
             return "to start"
-        begun, steps = run.read_config(self.folder)[0], (self.config.offline_steps, self.config.online_steps)
+        begun, steps = read_config(self.folder)[0], (self.config.offline_steps, self.config.online_steps)
         evaluated = str(sum(steps)) in [row["step"] for row in read_rows(self.folder / "eval.csv")]
         complete = evaluated and (steps[1] or (self.folder / "offline.pt").exists())
         return "done" if complete and steps == (begun.offline_steps, begun.online_steps) else "to resume"

@@ -158,6 +158,11 @@ def lengths(dataset: dict) -> np.ndarray:
     return np.diff(lasts, prepend=-1)
 
 
+def spaced(values, count: int):
+    """So many of these values, from the first to the last; all where there are no more."""
+    return values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
+
+
 def count(terminals: np.ndarray, reached: np.ndarray) -> dict:
     """What a run records of its data; reached: whether the goal is, row by row."""
     starts = np.flatnonzero(np.r_[1, terminals[:-1]])

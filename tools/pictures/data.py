@@ -6,7 +6,6 @@ from matplotlib.figure import Figure
 
 import envs
 from tools.official import files
-from tools.report.dataset import spaced
 
 # Where hand and object stand in an observation. Robomimic: envs.OBS_KEYS. OGBench: joints 12, hand 3, yaw 2, fingers 2,
 # then the object, which puzzles lack.
@@ -22,7 +21,7 @@ def draw(task: envs.Task, dataset: dict, source: dict, folder: Path, episodes: i
     histogram, above, side = figure.subplots(1, 3)
     histogram.hist(lengths, bins=40, color="0.5")
     histogram.set(xlabel="steps", ylabel="episodes", title=f"{task.name}, {source['kind']}: {len(lengths):,} episodes")
-    for i in spaced(np.arange(len(lengths)), episodes):
+    for i in files.spaced(np.arange(len(lengths)), episodes):
         rows = observations[ends[i] - lengths[i] : ends[i]]
         for (what, at), color in zip(PLACES[task.suite].items(), ("#1f77b4", "#d62728")):
             if what == "hand" or not task.source.startswith("puzzle"):

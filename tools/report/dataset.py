@@ -2,7 +2,9 @@
 
 A set recorded with another simulator or other gains teaches nothing: its actions no longer do what they did.
 """
+import functools
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,27 @@ import envs
 from config import Config, UserError
 from tools.official import files
 from tools.simulators.robosuite_setup import import_robosuite
+from tools.training import command_line
 
 ENOUGH = 0.95            # of the replayed episodes must succeed (Robomimic), of the rows agree (OGBench)
 SAME = 0.05              # OGBench: most that two observations of one state may differ (positions: decimetres)
+
+
+def main(load) -> None:
+    """python data.py. load: data.load, as that file imports this one."""
+    parser = command_line.OneLineParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--picture", nargs="?", const="figures", metavar="FOLDER")
+    parser.add_argument("--check", nargs="?", type=int, const=20, metavar="N")
+    asked, rest = parser.parse_known_args()
+    about = "Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes."
+    config, given = command_line.parse(about, rest)
+    dataset, source = load(config, functools.partial(print, file=sys.stderr), given)
+    print(description(config, dataset, source))
+    if asked.picture:
+        from tools.pictures.data import draw                     # late: matplotlib takes a second to import
+        print(f"picture    {draw(envs.task(config.task), dataset, source, Path(asked.picture))}")
+    if asked.check is not None:
+        replay(envs.task(config.task), source, asked.check)
 
 
 def description(config: Config, dataset: dict, source: dict) -> str:
@@ -36,11 +56,6 @@ def first_actions(dataset: dict) -> np.ndarray:
     return dataset["records"][:100_000, end - dataset["action_dim"] : end].numpy()
 
 
-def spaced(values, count: int):
-    """So many of these values, from the first to the last; all where there are no more."""
-    return values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
-
-
 def replay(task: envs.Task, source: dict, episodes: int) -> None:
     """Prints what replaying `episodes` of the first file shows. UserError where it does not fit the simulator."""
     if episodes < 1 or task.suite == "own":
@@ -61,7 +76,7 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, 
     env, succeeded = envs.make_robosuite(task), []
     env.reset()
     with h5py.File(path, "r") as file:
-        for name in spaced(np.array(files.in_order(file["data"])), episodes):
+        for name in files.spaced(np.array(files.in_order(file["data"])), episodes):
             demo = file["data"][name]
             attrs = demo.attrs if "model_file" in demo.attrs else file["data"].attrs
             model = attrs["model_file"].split("\n")
@@ -94,7 +109,7 @@ def replay_ogbench(task: envs.Task, path: Path, episodes: int) -> tuple[bool, st
     play, inner, seen, led = files.play(path, task, "qvel"), env.unwrapped, [], []
     compared = np.arange(task.obs_dim) != 18                     # the force between the fingers depends on the past
     end = np.flatnonzero(play["terminals"])[:episodes][-1]
-    for i in spaced(np.flatnonzero(play["terminals"][:end] == 0), 50 * episodes):
+    for i in files.spaced(np.flatnonzero(play["terminals"][:end] == 0), 50 * episodes):
         inner._data.qpos[:], inner._data.qvel[:] = play["qpos"][i], play["qvel"][i]
         if "button_states" in play:
             inner._cur_button_states[:] = play["button_states"][i]

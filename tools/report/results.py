@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import config
-import run
 from config import UserError
-from tools.training.files import EVAL_COLUMNS, read_rows
+from tools.training.files import EVAL_COLUMNS, read_config, read_rows
 from tools.training.saving import as_text
 
 PAPER = Path(__file__).resolve().parents[2] / "results/paper"
@@ -74,7 +73,7 @@ def collect(names) -> list[dict]:
     """Every evaluation in these runs.csv files, and of every run below these folders: rows of runs.csv."""
     rows = [row for name in names if str(name).endswith(".csv") for row in read_csv(name)]
     for folder in sorted({path.resolve().parent for above in names for path in Path(above).rglob("config.json")}):
-        c, record = run.read_config(folder)
+        c, record = read_config(folder)
         # Knobs are kept as what departs from the paper's values, which never change, and not from the preset's.
         knobs = ",".join(departures(knob_texts(c), preset(c.task, c.method, "paper")))
         about = vars(c) | dict(data=record["data"]["kind"], checksum=record["data"]["sha256"][:8], setting=c.preset,

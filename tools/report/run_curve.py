@@ -3,8 +3,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from run import read_config
-from tools.training.files import read_rows
+from tools.training.files import read_config, read_rows
 
 
 def draw_curve(folder: Path, path: Path) -> None:

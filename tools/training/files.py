@@ -1,4 +1,4 @@
-"""The files of a run, whole or not at all: checkpoints, and the tables train.csv, eval.csv and evaluate.csv."""
+"""The files of a run, whole or not at all: config.json, checkpoints, the tables train.csv, eval.csv, evaluate.csv."""
 import contextlib
 import csv
 import errno
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from config import UserError
+from config import Config, UserError, from_plain
 
 say_once = functools.cache(print)
 FORMAT = 5           # of checkpoints; raised when an older one can no longer be read
@@ -39,6 +39,20 @@ def write_whole(path: Path, body, keep: bool = False) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     write_whole(path, json.dumps(content, indent=1).encode())
+
+
+def read_config(folder: str | Path) -> tuple[Config, dict]:
+    """config.json -> (Config, the whole record). UserError where there is none."""
+    try:
+        record = json.loads((Path(folder) / "config.json").read_text())
+        if not all(isinstance(record["data"][k], str) for k in ("kind", "sha256")):      # which reports go by
+            raise TypeError
+        return from_plain(record["config"]), record
+    except UserError as error:
+        raise UserError(f"{folder}/config.json: {error}") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is not a run's folder: its config.json cannot be read "
+                        f"({type(error).__name__})") from None
 
 
 def save_state(path: Path, state: dict) -> None:
