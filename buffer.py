@@ -18,7 +18,8 @@ FIELDS = (*STEP_FIELDS, "next_observations")
 
 class ReplayBuffer:
     """The data's n transitions, numbered from 0, then up to `online_capacity` online ones in the order they happened.
-    Nothing is overwritten. (The released code keeps a ring of max(2M, n + 1), which eats into large data sets.)
+    Nothing is overwritten. (The released code keeps a ring of max(2M, n + 1), which eats into large data sets.) Sets in
+    many files have a subclass, with its own starts(), transitions() and online().
 
     dataset: an array [n, ...] for each of FIELDS. The arrays lie on `device`, batches go to `batch_device`.
     UserError for a dataset shorter than one chunk.
@@ -63,7 +64,8 @@ class ReplayBuffer:
         valid [B, H]                 1 while no episode ended at an *earlier* step: terminals 0 0 1 0 0 give 1 1 1 0 0
 
         A chunk that runs past an episode's end has valid[:, -1] = 0. The critic ignores it, and L_BC masks the steps
-        that are not valid. So no step of the next episode is a target.
+        that are not valid. So no step of the next episode is a target. (OGBench's play goes on after a goal is reached.
+        There masks are 0 in mid-episode, and the chunk's later rewards count, as in the released code.)
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]

@@ -57,7 +57,7 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """OGBench play npz -> transitions. The last row of a trajectory is only the state after its last transition.
     Rewards and masks follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)
-    rewards, masks = files.relabel(rows, task)
+    rewards, masks = files.relabel(rows, task)       # ogbench's own: -(conditions unmet), and 0 where none is
     index = np.flatnonzero(rows["terminals"] == 0)                         # rows that have a successor
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
             "masks": masks[index], "terminals": rows["terminals"][index + 1],
@@ -75,7 +75,8 @@ READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own
 
 
 def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """A file of the task's format -> arrays by FIELDS, actions clipped to +-(1 - 1e-5). UserError if it is broken."""
+    """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5):
+    the released code does so for Robomimic."""
     with files.errors_in_one_line(path, task):
         dataset = READERS[task.suite](path, task)
     dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
@@ -89,6 +90,7 @@ def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
     there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
+        # Which files, by tools/sources.py. found: kind, why, paths, and a record of each file with its checksum.
         found = find(config, task, folder, READERS[task.suite], say, given)
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)
@@ -103,6 +105,6 @@ def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
 
 
 if __name__ == "__main__":
-    from tools.report import dataset
+    from tools.report.dataset import main
     from tools.training import command_line
-    command_line.main(lambda: dataset.main(load))
+    command_line.main(lambda: main(load))

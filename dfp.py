@@ -68,7 +68,7 @@ class DFP:
                terminated), next_observations [B, O] (after the chunk), valid [B, H] (0 = past the episode's end)
         noise: {"next": [B, N', D], "generated": [B, G, D], "candidates": [B, N, D]}; drawn here when absent. With it
                the update is a function of its arguments.
-        losses: what stands in for (self.critic_loss, self.actor_loss), as where they are compiled.
+        losses: compiled forms of (self.critic_loss, self.actor_loss), where tools/speed has them.
         """
         phi_loss_of, theta_loss_of = losses or (self.critic_loss, self.actor_loss)
         noise = noise or self.draw_noise(len(batch["rewards"]))
@@ -81,7 +81,7 @@ class DFP:
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
     def gradient_step(self, loss: Tensor) -> None:
-        """One step of Adam on a loss [], after one of both averages."""
+        """One step of Adam on a loss []. The target critic and pi_old move first."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 

@@ -51,6 +51,8 @@ class Evaluator:
         raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
 
     def roll_out(self, act, count, best_of, stop) -> dict | None:
+        """Of one episode this is: reset; until it ends: chunk = act(obs), and a step for each action of the chunk. But
+        as many are played side by side as there are simulators, and the policy acts for all of them in one call."""
         if self.simulators is None:
             self.simulators = Simulators(self.make, self.workers)
         episodes = [Episode(number) for number in range(count)]
@@ -68,14 +70,14 @@ class Evaluator:
                 self.close()                      # they may be in mid-episode; the next call starts new ones
                 return None
 
-            # The policy acts once for all that play. Each row has its own noise, whoever plays beside it.
+            # The policy acts. Each row has its own noise, whoever plays beside it.
             obs, noise = np.stack([e.obs for e in playing.values()]), [e.noise for e in playing.values()]
             chunks = act(obs, noise, best_of).cpu().numpy()
             for i, chunk in zip(playing, chunks):
                 self.simulators.send(i, "play", chunk)
 
-            # Each chunk is executed open loop, until it or the episode ends.
-            for i, chunk in zip([*playing], chunks):
+            # Each chunk is executed open loop. A simulator answers once an action, and not beyond its episode's end.
+            for i, chunk in zip([*playing], chunks):                           # a copy: pop() shortens playing
                 for _ in chunk:
                     playing[i].obs, reward, terminated, truncated, info = self.simulators.receive(i)
                     playing[i].rewards.append(reward)

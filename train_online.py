@@ -38,7 +38,7 @@ def online_stage(run: Run) -> None:
     last = c.offline_steps + c.online_steps
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
-        for step in stage.steps:
+        for step in stage.steps:                                         # numbered on from stage 1
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
                 chunk = act(world.obs[None], run.acting_rng)[0]                  # [H, A]

@@ -57,12 +57,12 @@ def as_plain(name: str, value):
     return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def check_given(given: dict, config_class, method: str, known: dict, sources) -> None:
-    """UserError for unknown names, and for knobs that nothing would read. known: {knob: the names that it may have}."""
+def check_given(given: dict, config_class, method: str, names: dict, sources) -> None:
+    """UserError for unknown names, and for knobs that nothing would read. names: {knob: the names that it may have}."""
     known_only(given, config_class)
-    for kind, names in known.items():
-        if kind in given and given[kind] not in names:
-            raise UserError(f"unknown {kind} {given[kind]!r}{nearest(given[kind], names)} Known: {', '.join(names)}")
+    for kind, known in names.items():
+        if kind in given and given[kind] not in known:
+            raise UserError(f"unknown {kind} {given[kind]!r}{nearest(given[kind], known)} Known: {', '.join(known)}")
     for f in dataclasses.fields(config_class):
         only = f.metadata["only"]
         if f.name in given and only and method not in only:
