@@ -46,7 +46,8 @@ class ReplayBuffer:
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks in one call, for tests and pictures. Training calls the two by themselves."""
+        """A batch of chunks in one call, for tests and pictures. Training calls the two by themselves: on a GPU
+        chunks() is part of a recorded graph (tools/speed/graph.py), and drawing numbers is not."""
         return self.chunks(self.starts(batch_size, generator))
 
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:

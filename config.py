@@ -7,8 +7,9 @@ The defaults are the paper's for lift, can and square. Each knob is an option of
 
 `python train_online.py --task square --preset laptop --print-config` prints what comes of it, and trains nothing.
 
-Each knob has a group. Two runs may share one stage 1 if they agree in all knobs of the group "both". A run is resumed
-with the same knobs of the groups "both" and "online". Those of the group "run" may differ.
+`group` and `only` of a knob are for the scripts; a reader of the paper may skip them. Runs share one stage 1 if they
+have the same family of methods, the same data and offline_steps, and agree in the group "both". A run is resumed with
+the same knobs of "both" and "online"; those of the group "run" may differ.
 """
 import dataclasses
 from dataclasses import dataclass, field, fields
@@ -76,7 +77,7 @@ class Config:
 
     # ---- policy improvement (Table 5)
     num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", group="online", only=TOPK)
-    top_k: int = knob(2, "K: candidates kept as positives (Table 5; two and more cubes: 4; scene, puzzles and one cube: "
+    top_k: int = knob(2, "K: candidates kept as positives (Table 5; two and more cubes: 4; one cube, scene, puzzles: "
                       "8 or 16)", group="online", only=TOPK)
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", group="online", only=TOPK)
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", group="online", only=TOPK)
@@ -125,9 +126,9 @@ class Config:
 
 # ------------------------------------------------------------------------------------------------- Tables 5 and 8
 ROBOMIMIC = ("lift", "can", "square")
-OGBENCH = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
+CUBES = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
 OFFLINE_RL = ("cube-single-task2", "cube-double-task2", "scene-task2", "puzzle-3x3-task4", "puzzle-4x4-task4")
-TASKS = [*ROBOMIMIC, *OGBENCH, *(t for t in OFFLINE_RL if t not in OGBENCH)]       # envs.register adds yours
+TASKS = [*ROBOMIMIC, *CUBES, *(t for t in OFFLINE_RL if t not in CUBES)]       # envs.register adds yours
 
 # Table 8: pure offline RL, no chunking, no best-of-N', L_BC + lambda L_topK from the first step.
 TABLE_8 = {
@@ -144,13 +145,14 @@ BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-qu
 
 
 def task_values(task: str) -> dict:
-    """Where a task departs from the defaults. One cube, scene and puzzles take lambda, h, N and K from Table 8."""
+    """Where a task departs from the defaults. One cube, scene and puzzles take lambda, h, N and K from Table 8. A task
+    of your own has the values of the cubes."""
     if task in ROBOMIMIC:
         return {}
     ogbench = dict(temperatures=(0.05,), best_of=16, top_k=4, distill_weight=300.0)
     baselines = next((values for name, values in BASELINES.items() if task.startswith(name)), {})
     # cube-double-task2 stands in both tables. Table 8's values for it are for --preset offline-rl alone.
-    table_8 = TABLE_8.get(task, {}) if task not in OGBENCH else {}
+    table_8 = TABLE_8.get(task, {}) if task not in CUBES else {}
     return ogbench | baselines | table_8
 
 
@@ -181,7 +183,7 @@ QUICK_TASK = {
     "square": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=24_000),
     # Random play hardly ever reaches a task's goal, and these sets are small: half of each is aimed at the goal.
     "cube-single-task2": dict(data_size=40_000, goal_share=0.5),
-} | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in OGBENCH}
+} | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in CUBES}
 
 
 # Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
@@ -191,7 +193,7 @@ LAPTOP_TASK = {
     "can": dict(data_size=300),
     "square": dict(data_size=300),
     "cube-single-task2": dict(data_size=100_000, goal_share=0.5, offline_steps=30_000, online_steps=30_000),
-} | {t: dict(goal_share=0.5) for t in OGBENCH}
+} | {t: dict(goal_share=0.5) for t in CUBES}
 
 
 # ------------------------------------------------------------------------------------------------- one Config

@@ -85,12 +85,13 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
-    origin, sha256, transitions, episodes, successes, longest. given: the knobs that were given by hand. UserError where
-    there are no usable data."""
+    """The data of a run -> (arrays by FIELDS, source). Of a set in many files it is what ShardBuffer takes, not arrays.
+    source, which config.json records: kind, why, path, files, origin, sha256, transitions, episodes, successes,
+    longest. given: the knobs that were given by hand. UserError where there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        # Which files, by tools/sources.py. found: kind, why, paths, and a record of each file with its checksum.
+        # Which files, by tools/sources.py. found: kind, why, paths, and a record of each file with its checksum. A file
+        # that has no record yet is read there too, so that a broken one is refused.
         found = find(config, task, folder, READERS[task.suite], say, given)
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)

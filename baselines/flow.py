@@ -13,6 +13,7 @@ FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu bes
 
     L = L_flow + alpha E || mu(s, eps) - sg clip(flow_n(s, eps)) ||^2 - E[Q(s, clip mu(s, eps))]
 
+In code each ||.||^2 is a mean over the D coordinates, as released; alpha is meant for that.
 BFN and FQL make single actions, H = 1. QC-BFN and QC-FQL are the same with chunks of H = 5. DFP needs no Euler steps,
 no second trained network, no gradient of Q, and no alpha, which spans 100 to 10,000 over the tasks. In code BFN and FQL
 are dfp.DFP with another map from noise to action and another actor loss; the rest is inherited.

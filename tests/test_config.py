@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import METHODS, OFFLINE_RL, OGBENCH, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain
+from config import METHODS, OFFLINE_RL, CUBES, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain
 from tools.training import command_line
 from tools.training.command_line import parse
 
@@ -25,10 +25,10 @@ def test_table5():
         per_task = c.best_of, c.top_k, c.temperatures, c.num_candidates, c.topk_weight
         if task in ROBOMIMIC:
             assert per_task == (4, 2, (0.005, 0.05), 16, 0.5)
-        elif task in OGBENCH:
+        elif task in CUBES:
             assert per_task == (16, 4, (0.05,), 16, 0.5)
     assert build({}) == Config()                        # the defaults are those of the default task
-    assert (len(ROBOMIMIC), len(OGBENCH), len(TASKS)) == (3, 9, 3 + 9 + 4) and set(OFFLINE_RL) <= set(TASKS)
+    assert (len(ROBOMIMIC), len(CUBES), len(TASKS)) == (3, 9, 3 + 9 + 4) and set(OFFLINE_RL) <= set(TASKS)
 
 
 @pytest.mark.parametrize("task, weight, temperatures, n, k", [
@@ -77,7 +77,7 @@ def test_a_smaller_preset_is_the_same_algorithm(preset):
     for task, method in itertools.product(TASKS, METHODS):
         paper, small = (vars(build(dict(task=task, method=method, preset=name))) for name in ("paper", preset))
         changed = {k for k in paper if paper[k] != small[k]}
-        assert changed <= allowed | ({"lr"} if preset == "laptop" or task in ("can", "square", *OGBENCH) else set())
+        assert changed <= allowed | ({"lr"} if preset == "laptop" or task in ("can", "square", *CUBES) else set())
 
 
 def test_command_line():

@@ -183,7 +183,7 @@ def test_the_papers_numbers():
     """Averages that the paper prints beside its tables come out of the cells; Figure 1's last points are Table 1's."""
     assert {number: len(cells) for number, cells in tables.paper().items()} == {1: 6 * 13, 2: 4, 3: 12, 4: 20, 7: 10}
     theirs = {(number, *place): cell[1] for number, cells in tables.paper().items() for place, cell in cells.items()}
-    parts = {1: config.ROBOMIMIC + config.OGBENCH, 4: {suite for _, suite in tables.paper()[4]} - {"12 tasks"}}
+    parts = {1: config.ROBOMIMIC + config.CUBES, 4: {suite for _, suite in tables.paper()[4]} - {"12 tasks"}}
     for number, name in [(1, m) for m in "bfn qc-bfn fql qc-fql mvp dfp".split()] + [(4, k) for k in "1248"]:
         mean = np.mean([theirs[number, name, part] for part in parts[number]])
         assert mean == approx(theirs[number, name, "12 tasks"], abs=0.0501)
