@@ -187,12 +187,13 @@ QUICK_TASK = {
 
 
 # Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
-LAPTOP = QUICK | dict(lr=5e-4, offline_steps=60_000, online_steps=60_000, eval_every=15_000, data_size=200_000)
+LAPTOP = QUICK | dict(lr=5e-4, offline_steps=120_000, online_steps=60_000, eval_every=30_000, data_size=200_000)
+LAPTOP_SHORT = dict(offline_steps=20_000, online_steps=20_000, eval_every=10_000)
 LAPTOP_TASK = {
-    "lift": dict(data_size=300, offline_steps=20_000, online_steps=20_000),
+    "lift": LAPTOP_SHORT | dict(data_size=300),
     "can": dict(data_size=300),
     "square": dict(data_size=300),
-    "cube-single-task2": dict(data_size=100_000, goal_share=0.5, offline_steps=30_000, online_steps=30_000),
+    "cube-single-task2": LAPTOP_SHORT | dict(data_size=100_000, goal_share=0.5),
 } | {t: dict(goal_share=0.5) for t in CUBES}
 
 
