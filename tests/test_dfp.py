@@ -114,7 +114,8 @@ def test_losses_of_other_settings_against_loops():
 
 # ------------------------------------------------------------------------------------------------------------- bf16
 def test_bf16_is_for_hidden_layers_alone():
-    """Outputs and scores of passes without a gradient are in fp32; what trains is the same bit for bit."""
+    """Outputs and scores of passes without a gradient are in fp32; what trains is the same bit for bit. Q near -100,
+    where bf16 knows only every half, keeps its digits."""
     exact, rounded = make(hidden=64), make(hidden=64)
     rounded.bf16 = True
     batch, noise = make_batch(), exact.draw_noise(8)
@@ -124,35 +125,12 @@ def test_bf16_is_for_hidden_layers_alone():
     assert scores.dtype == rounded.choose(obs, noise["next"]).dtype == torch.float32
     assert 0 < (scores - exact.critic.value(obs, chunk)).abs().max() < 0.05
     assert rounded.actor_loss(batch, noise)[0] == exact.actor_loss(batch, noise)[0]
-
-
-def test_bf16_picks_what_fp32_picks_where_q_is_near_minus_100():
-    """On a critic that was trained; the last layer in bf16 would know such values to 0.5 only."""
-    algo, g = make(hidden=256), torch.Generator().manual_seed(0)
-    direction = torch.randn(OBS + algo.chunk_dim, generator=g) / 2
     with torch.no_grad():
-        algo.critic.offsets[-1].fill_(1.0)                       # not in the bias, which is added afterwards
-        algo.critic.weights[-1].sub_(100 / 256)
-    for _ in range(200):
-        x = torch.randn(256, OBS + algo.chunk_dim, generator=g)
-        x[:, OBS:].clamp_(-1, 1)
-        loss = (algo.critic(x[:, :OBS], x[:, OBS:]) + 100 - torch.tanh(x @ direction)).square().mean()
-        algo.optimizer.zero_grad()
-        loss.backward()
-        algo.optimizer.step()
-    obs, noise = torch.randn(500, OBS, generator=g), torch.randn(500, 16, algo.chunk_dim, generator=g)
-    scores, best = [], []
-    with torch.no_grad():
-        for algo.bf16 in (True, False):
-            with algo.candidate_precision():
-                scores.append(algo.critic.value(obs, sample(algo.actor, obs, noise)))               # [500, N]
-            best.append(algo.critic.value(obs, algo.choose(obs, noise)))                            # [500]
-    q = scores[1]
-    picked, exact = (s.topk(algo.config.top_k, dim=1).indices for s in scores)                      # [500, K]
-    overlap = (picked[:, :, None] == exact[:, None]).sum() / exact.numel()
-    lost = (q.gather(1, exact) - q.gather(1, picked)).mean() / (q.gather(1, exact).mean() - q.mean())
-    assert loss < 0.1 and abs(q.mean() + 100) < 1 and q.std(dim=1).mean() < 1
-    assert overlap >= 0.95 and 0 <= lost < 0.01 and (best[0] - best[1]).abs().mean() < 0.1
+        rounded.critic.offsets[-1].fill_(1)                      # not in the bias, which is added afterwards
+        rounded.critic.weights[-1].sub_(100 / 64)
+    with rounded.candidate_precision():
+        scores = rounded.critic.value(obs, chunk)
+    assert (scores + 100).abs().max() < 20 and (4 * scores % 1).any()
 
 
 @pytest.mark.parametrize("has, pays", [({"avx2": True}, False), ({"avx512_f": True, "avx512_bf16": False}, False),
