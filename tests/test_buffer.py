@@ -8,18 +8,9 @@ from hypothesis import strategies as st
 from buffer import FIELDS, ReplayBuffer
 from config import UserError
 from tools.training.saving import fill_online, online_rows
+from toy import make_dataset
 
 GAMMA = 0.9
-
-
-def make_dataset(lengths, terminated, seed=0):
-    """Episodes one after the other; every number is unique, so that a wrong row cannot go unseen."""
-    rng, n, ends = np.random.default_rng(seed), sum(lengths), np.cumsum(lengths) - 1
-    terminals, masks = np.zeros(n), np.ones(n)
-    terminals[ends] = 1
-    masks[ends[np.array(terminated)]] = 0
-    columns = *(rng.normal(size=size) for size in ((n, 3), (n, 2), n)), masks, terminals, rng.normal(size=(n, 3))
-    return {name: column.astype(np.float32) for name, column in zip(FIELDS, columns)}
 
 
 def add(buffer, obs=0.0, action=0.0, reward=0.0, terminated=False, truncated=False, next_obs=0.0) -> None:
@@ -62,7 +53,9 @@ def test_chunks_equal_a_loop_over_episodes(episodes, online, chunk, cut, seed):
         with pytest.raises(UserError, match="fewer than one chunk"):
             ReplayBuffer(dataset, 0, chunk, GAMMA)
         return
+    dataset["terminals"][-1] = 0                                 # as where a file forgot to say so: an end in any case
     buffer = ReplayBuffer(dataset, len(added), chunk, GAMMA)
+    assert dataset["terminals"][-1] == 0                         # the caller's array is left alone
     for row in added[: max(1, len(added) - cut)]:
         terminated = bool(row["masks"] == 0)
         add(buffer, row["observations"], row["actions"], row["rewards"], terminated,
@@ -99,27 +92,6 @@ def test_online_rows_saved_in_pieces_are_the_same_buffer(steps, seed):
     assert list(one) == list(FIELDS) and all(torch.equal(one[name], two[name]) for name in FIELDS)
     assert one["terminals"][4:].tolist() == [any(ends) for *ends, _ in steps]
     assert one["masks"][4:].tolist() == [not terminated for terminated, *_ in steps]         # a cut terminates nothing
-
-
-def test_data_end_is_a_seam():
-    dataset = make_dataset([6], [False])
-    dataset["terminals"][-1] = 0                                 # even where a file forgot to say so
-    buffer = ReplayBuffer(dataset, 10, 3, GAMMA)
-    assert dataset["terminals"][-1] == 0                         # the caller's array is left alone
-    for _ in range(4):
-        add(buffer)
-    assert buffer.chunks(torch.tensor([4, 5, 6]))["valid"].tolist() == [[1, 1, 0], [1, 0, 0], [1, 1, 1]]
-
-
-def test_the_rows_of_a_file():
-    """Six fields side by side: 2 * 3 + 2 + 3 numbers."""
-    buffer = ReplayBuffer(make_dataset([5], [True]), 5, 2, GAMMA)
-    for i in range(3):
-        add(buffer, i, i, i, truncated=i == 1, next_obs=i + 1)
-    rows = online_rows(buffer, 0)
-    assert rows[1:].tolist() == [[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2], [2, 2, 2, 2, 2, 2, 1, 0, 3, 3, 3]]
-    assert torch.equal(rows[2:], online_rows(buffer, 2))
-    buffer.end_episode()
-    assert buffer.cuts == [2] and buffer.terminals.tolist() == [0, 0, 0, 0, 1, 0, 1, 1, 0, 0]
-    with pytest.raises(UserError, match="--online-steps"):
-        fill_online(ReplayBuffer(make_dataset([5], [True]), 2, 2, GAMMA), rows, [])
+    if steps:
+        with pytest.raises(UserError, match="--online-steps"):
+            fill_online(ReplayBuffer(dataset, len(steps) - 1, 3, GAMMA), torch.cat(pieces), [])
