@@ -20,15 +20,9 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the long tests too")
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
-
-
-def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs --slow"))
+def pytest_runtest_setup(item):
+    if "slow" in item.keywords and not item.config.getoption("--slow"):
+        pytest.skip("needs --slow")
 
 
 @pytest.fixture(scope="session")

@@ -162,12 +162,6 @@ def test_topk_variant_differs_by_its_term_alone(method, control):
         assert torch.equal(same.actor_loss(batch, noise)[0], loss)
 
 
-def test_weights_are_read():
-    algo = make("mvp", bc_weight=3.0, ivc_weight=2.0)
-    loss, info = algo.actor_loss(batch_for(algo), algo.draw_noise(B))
-    assert torch.allclose(loss, 3 * (info["mf_loss"] + 2 * info["ivc_loss"]))
-
-
 # ---------------------------------------------------------------------------------------------- one interface for all
 @pytest.mark.parametrize("method", METHODS)
 def test_update_act_and_state(method):

@@ -1,10 +1,8 @@
 """What the benchmark prints adds up. (No test asserts a speed.)"""
-import argparse
 import csv
 import sys
 
 import pytest
-import torch
 
 from tools import benchmark
 
@@ -33,19 +31,3 @@ def test_rows_add_up(tmp_path, monkeypatch):
     assert float(rows["simulator step / robosuite's own", "-"]["ratio"]) == pytest.approx(fast / own, abs=0.02)
     theirs = [float(rows[f"{what} / dfp's", "mvp"]["ratio"]) for what in ("online step", "action")]
     assert theirs == [0.97, 0.88]                                # Table 9: 13.2 / 13.6, 25.7 / 29.3
-
-
-def test_work_is_counted_from_the_shapes():
-    """The critic's part of an offline update by hand: forward and twice that backward for two networks at the data's
-    actions, one pass each of the candidates and of the chosen ones; the actor's: N' candidates, and N_gen samples with
-    their gradients."""
-    args = argparse.Namespace(task="lift", preset="quick")
-    update = benchmark.update_of(benchmark.build(args, compile=False), torch.device("cpu"), online=False)
-    batch, hidden, obs, chunk, best_of, generated = 128, 128, 19, 35, 4, 8
-    first, body = (obs + chunk) * hidden, 3 * hidden * hidden
-    critic, actor = first + body + hidden, first + body + chunk * hidden
-
-    def trained(weights):                                        # no gradient is asked of the inputs
-        return 3 * weights - first
-    passes = 2 * (best_of * critic + critic + trained(critic)) + best_of * actor + generated * trained(actor)
-    assert benchmark.work(update) == pytest.approx(2e-9 * batch * passes, rel=0.02)         # and the drift's distances

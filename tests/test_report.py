@@ -233,12 +233,6 @@ def plain_iqm(scores):
     return sum(flat[cut : len(flat) - cut]) / (len(flat) - 2 * cut)
 
 
-def test_iqm():
-    assert tables.iqm(np.arange(1.0, 9)) == 4.5 and tables.iqm([7.0]) == 7               # of 3, 4, 5, 6
-    scores = np.random.default_rng(0).normal(size=(50, 15))
-    assert np.allclose(tables.iqm(scores), [plain_iqm(s) for s in scores])
-
-
 def test_bootstrap_is_stratified_and_its_intervals_are_right():
     """Those of all 27 x 27 ways to draw each task's seeds again, for itself."""
     tasks = [[0.0, 10, 20], [100.0, 160, 130]]

@@ -87,12 +87,6 @@ def test_tasks_of_one_environment_share_the_arrays(paths, tmp_path, monkeypatch)
         assert bool(counts["successes"]) == successes and found["masks"].all() != successes
 
 
-def test_one_file_gives_the_same_batches_as_memory(paths, tmp_path):
-    buffers = mapped(open_set(paths[:1], tmp_path)[0], 9), plain(paths[:1], 9)
-    for seed in range(20):
-        assert equal(*(buffer.sample(64, torch.Generator().manual_seed(seed)) for buffer in buffers))
-
-
 def test_many_files_hold_and_give_the_same_as_memory(paths, tmp_path):
     """The mapped array against its copy in memory, and against plain rows for the starts that were drawn."""
     (dataset, counts), memory = open_set(paths, tmp_path), together(paths)

@@ -12,6 +12,7 @@ import cloudpickle
 import pytest
 import torch
 
+import toy
 from conftest import ROOT
 from test_report import make
 from tools import sweep
@@ -124,10 +125,7 @@ def test_killed_resumed_and_shared(here, train, capsys):
     assert "1 done, 1 to resume" in out and "toy-dfp-seed0: done" in out and "toy-dfp-no-topk-seed0: done" not in out
     assert list(here.glob("runs/toy/*/*/*/seed0/offline.pt")) == [killed / "offline.pt"]         # trained once
     assert read_rows(sibling / "train.csv")[:3] == read_rows(killed / "train.csv")[:3]
-    alone = train("alone")
-    for name in ("train.csv", "eval.csv"):
-        ours, theirs = ([row | dict(seconds="") for row in read_rows(folder / name)] for folder in (killed, alone))
-        assert ours == theirs
+    toy.assert_same_runs(train("alone"), killed)
 
 
 def test_side_by_side_and_failing(here, monkeypatch, capsys):
