@@ -57,8 +57,9 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """OGBench play npz -> transitions. The last row of a trajectory is only the state after its last transition.
     Rewards and masks follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)
-    rewards, masks = files.relabel(rows, task)       # ogbench's own: -(conditions unmet), and 0 where none is
-    index = np.flatnonzero(rows["terminals"] == 0)                         # rows that have a successor
+    rewards, masks = files.relabel(rows, task)       # ogbench's own, row by row: -(conditions unmet), 0 where none is
+    # Rows that have a successor. Of terminals 0 0 1 these are two transitions, and the second is the last.
+    index = np.flatnonzero(rows["terminals"] == 0)
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
             "masks": masks[index], "terminals": rows["terminals"][index + 1],
             "next_observations": rows["observations"][index + 1]}
@@ -85,20 +86,13 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (arrays by FIELDS, source). Of a set in many files it is what ShardBuffer takes, not arrays.
+    """The data of a run -> (arrays by FIELDS, source). A set in many files stays on disk: tools/official/shards.py.
     source, which config.json records: kind, why, path, files, origin, sha256, transitions, episodes, successes,
     longest. given: the knobs that were given by hand. UserError where there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        # Which files, by tools/sources.py. found: kind, why, paths, and a record of each file with its checksum. A file
-        # that has no record yet is read there too, so that a broken one is refused.
-        found = find(config, task, folder, READERS[task.suite], say, given)
-        if len(found.paths) == 1:
-            dataset = read(found.paths[0], task)
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
-        else:                                              # a set in many files stays on disk
-            from tools.official import shards
-            dataset, counts = shards.load(found.paths, found.records, folder, task, read)
+        found = find(config, task, folder, READERS[task.suite], say, given)         # which files: tools/sources.py
+        dataset, counts = found.load(folder, task, read)                            # arrays, and what they hold
     source = found.told() | counts
     say(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
         f"{source['successes']:,} of them reach the goal ({source['path']})")
@@ -106,6 +100,6 @@ def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
 
 
 if __name__ == "__main__":
-    from tools.report.dataset import main
+    from tools.report.dataset import main as show
     from tools.training import command_line
-    command_line.main(lambda: main(load))
+    command_line.main(lambda: show(load))

@@ -133,7 +133,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
         # 1e-6 leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]
-        mean_square = f.square().mean()           # again one number for the batch: states far from their goal move more
+        mean_square = f.square().mean()           # again one number for the batch: states keep their proportions
         force = force + f / mean_square.clamp_min(1e-8).sqrt()
         rms.append(mean_square.sqrt())
     return scale, unit, force, rms

@@ -10,7 +10,7 @@ What all tasks share:
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
                  Rewards speak of the state *after* the step. Beware: those of OGBench's *data* speak of the state
-                 *before* it, as ogbench itself labels them.
+                 *before* it, as ogbench itself labels them, and as in the released code.
 """
 import os
 import warnings
@@ -36,7 +36,7 @@ class Task:
     obs_dim: int
     action_dim: int
     task_id: int = 0      # OGBench: which of the environment's fixed goals
-    make: object = None   # own: the function that makes the environment
+    factory: object = None     # own: the function that makes the environment
 
 
 def _tasks() -> dict[str, Task]:
@@ -68,10 +68,11 @@ def task(name: str | Task) -> Task:
 
 def make(name: str | Task, **overrides) -> gymnasium.Env:
     """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
-    if task(name).suite == "own":
+    found = task(name)
+    if found.suite == "own":
         from tools.simulators.own import OwnEnv
-        return OwnEnv(task(name), task(name).make(**overrides))
-    return (RobomimicEnv if task(name).suite == "robomimic" else OGBenchEnv)(task(name), **overrides)
+        return OwnEnv(found, found.factory(**overrides))
+    return (RobomimicEnv if found.suite == "robomimic" else OGBenchEnv)(found, **overrides)
 
 
 # --------------------------------------------------------------------------------------------------- Robomimic
@@ -94,8 +95,8 @@ class RobomimicEnv(gymnasium.Env):
     """lift, can and square. robomimic's own wrapper imports mujoco_py and cannot be used; this is what it does."""
     metadata = {"render_modes": ["rgb_array"]}
 
-    def __init__(self, name: str | Task, **overrides):
-        self.task, self.sim = task(name), make_robosuite(name, **overrides)
+    def __init__(self, task: Task, **overrides):
+        self.task, self.sim = task, make_robosuite(task, **overrides)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (self.task.action_dim,), np.float32)
 
@@ -130,16 +131,16 @@ class RobomimicEnv(gymnasium.Env):
 class OGBenchEnv(gymnasium.Wrapper):
     """cube-*, scene, puzzle-*: ogbench's single-task environments."""
 
-    def __init__(self, name: str | Task, **overrides):
+    def __init__(self, task: Task, **overrides):
         from tools.simulators.robosuite_setup import import_mujoco
         import_mujoco()
         import ogbench  # noqa: F401  registers the environments
         warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")  # its float64 bounds
-        self.task = task(name)
+        self.task = task
         # 'post': reward and success speak of the state after the step, as in ogbench 1.1.2, which the paper used. From
         # 1.2.0 on the single-task default is 'pre', the state before: every reward would come one step late.
-        super().__init__(gymnasium.make(f"{self.task.source}-singletask-task{self.task.task_id}-v0",
-                                        success_timing="post", max_episode_steps=self.task.horizon,
+        super().__init__(gymnasium.make(f"{task.source}-singletask-task{task.task_id}-v0",
+                                        success_timing="post", max_episode_steps=task.horizon,
                                         disable_env_checker=True, **overrides))
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (self.task.action_dim,), np.float32)
@@ -166,7 +167,7 @@ def register(name: str, make, horizon: int) -> Task:
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")
     env = make()
-    new = Task(name, "own", "", horizon, *own.checked_sizes(name, env), make=make)
+    new = Task(name, "own", "", horizon, *own.checked_sizes(name, env), factory=make)
     own.try_out(new, env)
     TABLE[name] = new
     if name not in TASKS:

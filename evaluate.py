@@ -72,17 +72,19 @@ class Evaluator:
 
             # The policy acts. Each row has its own noise, whoever plays beside it.
             obs, noise = np.stack([e.obs for e in playing.values()]), [e.noise for e in playing.values()]
-            chunks = act(obs, noise, best_of).cpu().numpy()
-            for i, chunk in zip(playing, chunks):
+            chunk_of = dict(zip(playing, act(obs, noise, best_of).cpu().numpy()))
+            for i, chunk in chunk_of.items():
                 self.simulators.send(i, "play", chunk)
 
             # Each chunk is executed open loop. A simulator answers once an action, and not beyond its episode's end.
-            for i, chunk in zip([*playing], chunks):                           # a copy: pop() shortens playing
+            for i, chunk in chunk_of.items():
+                episode = playing[i]
                 for _ in chunk:
-                    playing[i].obs, reward, terminated, truncated, info = self.simulators.receive(i)
-                    playing[i].rewards.append(reward)
+                    episode.obs, reward, terminated, truncated, info = self.simulators.receive(i)
+                    episode.rewards.append(reward)
                     if terminated or truncated:
-                        playing.pop(i).success = info["success"]
+                        episode.success = info["success"]
+                        del playing[i]
                         break
         return {"success": float(np.mean([e.success for e in episodes])), "episodes": count,
                 "length": float(np.mean([len(e.rewards) for e in episodes])),

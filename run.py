@@ -72,9 +72,8 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    if is_exported(folder):                      # without the networks that only training needs: they stay untrained
-        acting = {name: state["algorithm"].get(name) for name in ACTING}
-        state["algorithm"] = policy.state_dict() | acting
+    if is_exported(folder):                      # it has ACTING alone; what else training needs stays untrained
+        state["algorithm"] = policy.state_dict() | state["algorithm"]
     load_networks(policy, state, folder)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy

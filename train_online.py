@@ -42,9 +42,9 @@ def online_stage(run: Run) -> None:
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
                 chunk = act(world.obs[None], run.acting_rng)[0]                  # [H, A]
-                world.play(chunk)
+                world.play(chunk)                    # sent to the simulator's process, which resets and steps
 
-            # Line 2. The buffer grows: D <- D + (s, a, r, s'), while the simulator plays on.
+            # Line 2. The buffer grows: D <- D + (s, a, r, s'), one step of the chunk, while the simulator plays on.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
             if transition is None:                   # rare: the simulator was lost and could not be restored
                 run.buffer.end_episode()             # its episode ends, and this step is repeated in a new one

@@ -106,7 +106,7 @@ def test_field_refuses_what_has_no_meaning():
 
 # ------------------------------------------------------------------------------------------- drift_loss: what trains
 def loop_loss(x, y, negatives, temperatures, wx, wy, wn):
-    """paper.md's steps 1-6 with loops and scalars only. [B][G][D] -> (loss [B], mean squares)."""
+    """PAPER.md's steps 1-6 with loops and scalars only. [B][G][D] -> (loss [B], mean squares)."""
     B, G, D = x.shape
     targets = torch.cat([x, negatives, y], 1)
     w = torch.cat([wx, wn, wy], 1)

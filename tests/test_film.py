@@ -31,7 +31,7 @@ class Painted(toy.Toy):
 
 
 def painted(task="painted"):
-    return OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, make=Painted), Painted())
+    return OwnEnv(envs.Task("painted", "own", "", 13, 3, 2, factory=Painted), Painted())
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def test_where_none_comes_back_the_episode_ends_in_the_buffer(train, monkeypatch
 
 def test_a_start_that_never_answers_counts_as_hung(monkeypatch):
     monkeypatch.setattr(process, "PATIENCE", 0.2)
-    task = envs.Task("slow", "own", "", 3, 2, 1, make=functools.partial(time.sleep, 10_000))
+    task = envs.Task("slow", "own", "", 3, 2, 1, factory=functools.partial(time.sleep, 10_000))
     with pytest.raises(UserError, match="6 times, the last with: no answer in 0.2 seconds"):
         Collector(task, 7).obs
 

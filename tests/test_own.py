@@ -129,7 +129,7 @@ def test_environments_that_break_their_word(what):
     with pytest.raises(UserError, match=says):
         envs.register("broken", Broken, 5)
     assert "broken" not in envs.TABLE
-    task = envs.Task("broken", "own", "", 5, 3, 2, make=Broken)
+    task = envs.Task("broken", "own", "", 5, 3, 2, factory=Broken)
     env = envs.make(task)
     with pytest.raises(UserError, match=says):
         env.reset()
@@ -153,7 +153,7 @@ def test_how_success_is_read(infos, terminates, success, capsys):
         def step(self, action):
             info = self.left.pop(0)
             return np.ones(3), 1, terminates and not self.left, False, info
-    task = envs.Task("telling", "own", "", 3, 3, 2, make=Telling)
+    task = envs.Task("telling", "own", "", 3, 3, 2, factory=Telling)
     env = envs.make(task)
     env.reset()
     assert [env.step(np.zeros(2)) for _ in infos][-1][4]["success"] == success

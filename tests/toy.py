@@ -33,7 +33,7 @@ class Toy(gymnasium.Env):
         return self.state, success - 1.0, success, False, {"success": success}
 
 
-TASK = envs.Task("toy", "own", "", 13, 3, 2, make=Toy)
+TASK = envs.Task("toy", "own", "", 13, 3, 2, factory=Toy)
 
 
 class Failing(Toy):
