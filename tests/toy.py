@@ -67,7 +67,7 @@ class Failing(Toy):
 
 
 def failing_task(folder) -> envs.Task:
-    return dataclasses.replace(TASK, make=functools.partial(Failing, folder))
+    return dataclasses.replace(TASK, factory=functools.partial(Failing, folder))
 
 
 def write_data(path) -> None:
