@@ -45,8 +45,9 @@ def policy():
 def test_episodes_are_the_evaluation_s_own(policy):
     filmed = [film.record(policy, painted(), episode) for episode in range(6)]
     evaluator = Evaluator("painted", 2, painted)
-    result = evaluator(policy.act, 6)
+    result, last_two = evaluator(policy.act, 6), evaluator(policy.act, 2, first=4)
     evaluator.close()
+    assert last_two["length"] == np.mean([f["steps"][-1] for f in filmed[4:]]) != result["length"]
     assert result["success"] == np.mean([f["success"] for f in filmed])
     assert result["length"] == np.mean([f["steps"][-1] for f in filmed])
     # step by step: every other picture, and Q of the chunk that is under way, which is asked about once
@@ -85,7 +86,7 @@ def test_files(policy, ending, tmp_path, monkeypatch):
     monkeypatch.setattr(envs, "make", lambda name, **rendering: painted())
     path = tmp_path / "films" / f"out.{ending}"
     frames = sum(len(film.record(policy, painted(), e)["frames"]) + film.HOLD for e in range(2))
-    film.film(policy, str(path), 2)
+    film.film(policy, str(path), range(2))
     if ending == "gif":
         with Image.open(path) as gif:                                    # equal neighbours are one, shown longer
             assert sum(one.info["duration"] for one in ImageSequence.Iterator(gif)) == frames * 1000 // film.FPS

@@ -73,8 +73,8 @@ def drawn(frames, steps, values, success) -> list[Image.Image]:
     return pictures + [pictures[-1]] * HOLD
 
 
-def film(policy, path: str, episodes: int = 3, best_of: int | None = None) -> None:
-    """The first episodes of an evaluation, to a file ending in .gif or .mp4. UserError where rendering fails."""
+def film(policy, path: str, episodes: range, best_of: int | None = None) -> None:
+    """Evaluation episodes of these numbers, to a file ending in .gif or .mp4. UserError where rendering fails."""
     task = policy.config.task
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -84,7 +84,7 @@ def film(policy, path: str, episodes: int = 3, best_of: int | None = None) -> No
     except Exception as error:                               # renderers raise many kinds
         raise UserError(f"no film: {task} cannot be rendered here ({type(error).__name__} {error})") from None
     pictures = []
-    for episode in tqdm(range(episodes), desc=f"filming {task}"):
+    for episode in tqdm(episodes, desc=f"filming {task}"):
         pictures += drawn(**record(policy, env, episode, best_of))
     env.close()
     if path.endswith(".gif"):            # few colours, without dither: a fifth of the size
@@ -92,4 +92,4 @@ def film(policy, path: str, episodes: int = 3, best_of: int | None = None) -> No
         pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1000 // FPS, loop=0)
     else:
         imageio.mimwrite(path, [np.asarray(picture) for picture in pictures], fps=FPS, macro_block_size=8)
-    print(f"{path}: {episodes} episodes, {len(pictures)} frames")
+    print(f"{path}: {len(episodes)} episodes, {len(pictures)} frames")
