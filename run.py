@@ -99,7 +99,8 @@ def export(folder: str | Path, to: str | Path) -> None:
     if (to / "config.json").exists() and not is_exported(to):
         raise UserError(f"{to} holds a run already")
     kind = record["data"]["kind"]
-    config = dataclasses.replace(config, data=kind if kind in SOURCES else "auto", data_dir="", out="runs")
+    config = dataclasses.replace(config, data=kind if kind in SOURCES else "auto", data_dir="", out="runs",
+                                 resume=False)
     counts = {name: record["data"].get(name) for name in ("kind", "sha256", "transitions", "episodes")}
     to.mkdir(parents=True, exist_ok=True)
     networks = {name: state["algorithm"][name] for name in ACTING}
