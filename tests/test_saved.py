@@ -262,11 +262,11 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
     assert str(tmp_path) not in (alone / "config.json").read_text()
     assert "holds a run already" in said(run.export, alone, folder) and contents(folder) == before
     result = {"success": 0.5, "episodes": 2, "length": 3.0, "return": -3.0}
-    monkeypatch.setattr("evaluate.Evaluator.__call__", lambda *_: result)
-    for where in (alone, folder):
-        monkeypatch.setattr("sys.argv", ["evaluate.py", str(where)])
-        evaluate.main()
-        assert (where / "evaluate.csv").exists() == (where == folder)          # a policy's folder gets no table
+    monkeypatch.setattr("evaluate.Evaluator.__call__", lambda *_, **__: result)
+    for where, words in ((alone, []), (folder, ["--first", "50"]), (folder, [])):
+        monkeypatch.setattr("sys.argv", ["evaluate.py", str(where), *words])
+        evaluate.main()                              # a policy's folder gets no table, and other episodes no row
+        assert (where / "evaluate.csv").exists() == (where == folder and not words)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "policies").iterdir()), ids=lambda path: path.name)
