@@ -73,7 +73,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
     if is_exported(folder):                      # it has ACTING alone; what else training needs stays untrained
-        state["algorithm"] = policy.state_dict() | state["algorithm"]
+        state["algorithm"] = policy.state_dict() | {name: state["algorithm"].get(name) for name in ACTING}
     load_networks(policy, state, folder)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")
     return policy
