@@ -156,9 +156,12 @@ def task_values(task: str) -> dict:
     return ogbench | baselines | table_8
 
 
-def preset_values(preset: str, task: str, family: str) -> dict:
-    """What the preset changes. UserError where Table 8 lacks the task."""
+def preset_values(preset: str, task: str, method: str) -> dict:
+    """What the preset changes. UserError where it has nothing for the task or the method."""
+    family = METHODS[method][0]
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
+        if family != "dfp":
+            raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
         return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
     if preset == "offline-rl":
         if task not in TABLE_8:
@@ -203,11 +206,8 @@ def build(given: dict) -> Config:
     given = {name: as_plain(name, value) for name, value in given.items()}
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
     check_given(given, Config, method, names=dict(task=TASKS, method=METHODS, preset=PRESETS), sources=SOURCES)
-    family, _, method_values = METHODS[method]
-    if preset == "released" and family != "dfp":
-        raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
     # From weak to strong: the precedence at the top of this file.
-    values = task_values(task) | preset_values(preset, task, family) | method_values | given
+    values = task_values(task) | preset_values(preset, task, method) | METHODS[method][2] | given
     if "eval_episodes" in given and "final_episodes" not in given:           # it holds at the end of a stage too
         values["final_episodes"] = given["eval_episodes"]
     config = Config(**values)

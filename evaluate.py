@@ -46,7 +46,8 @@ class Evaluator:
         the result is None. UserError when simulators keep dying, and for numbers that are not finite."""
         for _ in range(3):
             try:
-                return self.roll_out(act, [Episode(first + i) for i in range(episodes)], best_of, stop)
+                numbered = [Episode(number) for number in range(first, first + episodes)]
+                return self.roll_out(act, numbered, best_of, stop)
             except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
                 self.close()
                 print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
@@ -111,7 +112,7 @@ def parse():
     if args.episodes < 1 or min(args.best_of, args.workers, args.first) < 0:
         raise UserError("--episodes must be positive, --best-of, --workers and --first not negative")
     if args.first + args.episodes > MOST_EPISODES:
-        raise UserError(f"--first {args.first}: there are {MOST_EPISODES:,} evaluation episodes")
+        raise UserError(f"--first and --episodes: there are {MOST_EPISODES:,} evaluation episodes, numbered from 0")
     if args.film and Path(args.film).suffix not in (".gif", ".mp4"):
         raise UserError(f"--film {args.film}: its name must end in .gif or .mp4")
     return args
