@@ -267,6 +267,10 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
         monkeypatch.setattr("sys.argv", ["evaluate.py", str(where), *words])
         evaluate.main()                              # a policy's folder gets no table, and other episodes no row
         assert (where / "evaluate.csv").exists() == (where == folder and not words)
+    state = files.read_state(alone / "policy.pt")
+    del state["algorithm"]["critic"]                 # an untrained one must not take its place
+    files.save_state(alone / "policy.pt", state)
+    assert "does not fit the networks" in loaded(alone)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "policies").iterdir()), ids=lambda path: path.name)
