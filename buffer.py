@@ -45,11 +45,7 @@ class ReplayBuffer:
         self.terminals[self.offline_size - 1] = 1        # what comes next online is another episode in any case
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
-    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A batch of chunks in one call, for tests and pictures. Training calls the two by themselves: on a GPU
-        chunks() is part of a recorded graph (tools/speed/graph.py), and drawing numbers is not."""
-        return self.chunks(self.starts(batch_size, generator))
-
+    # In two steps, chunks(starts(B)): on a GPU the second is part of a recorded graph, and drawing numbers is not.
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """Rows where chunks begin, uniform over everything stored: [B]."""
         return torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)
@@ -71,11 +67,15 @@ class ReplayBuffer:
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]
         last = self.transitions(index[:, -1], ("next_observations",))                               # [B, O]
-        ended = rows["terminals"].cummax(dim=1).values                                              # [B, H]
-        batch = {"observations": rows["observations"][:, 0], "actions": rows["actions"],
-                 "rewards": chunk_return(rows["rewards"], self.discount), "masks": rows["masks"].amin(dim=1),
-                 "next_observations": last["next_observations"],
-                 "valid": torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1]], dim=1)}
+        ended = rows["terminals"].cummax(dim=1).values             # 1 from an episode's last step on, [B, H]
+        batch = {
+            "observations": rows["observations"][:, 0],
+            "actions": rows["actions"],
+            "rewards": chunk_return(rows["rewards"], self.discount),
+            "masks": rows["masks"].amin(dim=1),                    # 0 if one of them is
+            "next_observations": last["next_observations"],
+            "valid": torch.cat([torch.ones_like(ended[:, :1]), 1 - ended[:, :-1]], dim=1),          # one step later
+        }
         return {name: moved(part, self.batch_device) for name, part in batch.items()}
 
     def transitions(self, index: Tensor, names=FIELDS) -> dict[str, Tensor]:

@@ -7,59 +7,59 @@ The defaults are the paper's for lift, can and square. Each knob is an option of
 
 `python train_online.py --task square --preset laptop --print-config` prints what comes of it, and trains nothing.
 
-`group` and `only` of a knob are for the scripts; a reader of the paper may skip them. Runs share one stage 1 if they
-have the same family of methods, the same data and offline_steps, and agree in the group "both". A run is resumed with
-the same knobs of "both" and "online"; those of the group "run" may differ.
 """
 import dataclasses
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 from tools.checks import UserError, as_plain, check, check_given, known_only
 
 PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
-# name: (family, class, settings of its own, as App. A.2 has them). Methods of one family have the same stage 1.
+
+
+class Method(NamedTuple):
+    family: str       # methods of one family have the same stage 1
+    source: str       # module and class
+    values: dict      # knobs of its own, as App. A.2 has them
+
+
 METHODS = {
-    "bfn": ("bfn", "baselines.flow.BFN", dict(chunk=1, best_of=4)),
-    "qc-bfn": ("bfn", "baselines.flow.BFN", dict(best_of=32)),
-    "fql": ("fql", "baselines.flow.FQL", dict(chunk=1, best_of=1)),
-    "qc-fql": ("fql", "baselines.flow.FQL", dict(best_of=1)),
-    "mvp": ("mvp", "baselines.meanflow.MVP", dict(best_of=16)),
-    "mvp-topk": ("mvp", "baselines.meanflow.MVPTopK", dict(best_of=16)),
-    "dfp": ("dfp", "dfp.DFP", {}),
-    "dfp-no-topk": ("dfp", "dfp.DFP", dict(topk_weight=0.0)),              # Table 2's ablation
+    "bfn": Method("bfn", "baselines.flow.BFN", dict(chunk=1, best_of=4)),
+    "qc-bfn": Method("bfn", "baselines.flow.BFN", dict(best_of=32)),
+    "fql": Method("fql", "baselines.flow.FQL", dict(chunk=1, best_of=1)),
+    "qc-fql": Method("fql", "baselines.flow.FQL", dict(best_of=1)),
+    "mvp": Method("mvp", "baselines.meanflow.MVP", dict(best_of=16)),
+    "mvp-topk": Method("mvp", "baselines.meanflow.MVPTopK", dict(best_of=16)),
+    "dfp": Method("dfp", "dfp.DFP", {}),
+    "dfp-no-topk": Method("dfp", "dfp.DFP", dict(topk_weight=0.0)),        # Table 2's ablation
 }
-# Groups of methods, for knobs that only some of them read.
-DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
-FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
-TOPK = (*DRIFT, "mvp-topk")
 SOURCES = ("auto", "official", "generated")          # of data, besides a file of one's own
 
 
-def knob(default, help, *, group="both", choices=None, only=()):
-    """only: the methods that read it (none named: all); given to another one it is refused."""
-    return field(default=default, metadata={"help": help, "group": group, "choices": choices, "only": only})
+def knob(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass
 class Config:
     # ---- what to run
     task: str = knob("square", "task name; --task list prints them all")
-    method: str = knob("dfp", "algorithm", group="online", choices=METHODS)
+    method: str = knob("dfp", "algorithm", METHODS)
     preset: str = knob("paper", "set of values: the paper's, two smaller ones, the released code's, or Table 8's",
-                       group="run", choices=PRESETS)
+                       PRESETS)
     seed: int = knob(0, "seed of the run: initial weights, batches, noise, environments")
-    seeds: int = knob(1, "number of independent runs, from --seed upwards, batched on one device", group="run")
+    seeds: int = knob(1, "number of independent runs, from --seed upwards, batched on one device")
 
     # ---- how long (paper: 1M + 1M, Table 5)
-    offline_steps: int = knob(1_000_000, "gradient steps of stage 1", group="run")
-    online_steps: int = knob(1_000_000, "environment steps of stage 2", group="run")
-    warmup: int = knob(5_000, "first online steps that collect data without an update (released code)", group="online")
+    offline_steps: int = knob(1_000_000, "gradient steps of stage 1")
+    online_steps: int = knob(1_000_000, "environment steps of stage 2")
+    warmup: int = knob(5_000, "first online steps that collect data without an update (released code)")
 
     # ---- networks and optimiser (Table 5)
     layers: int = knob(4, "hidden layers of actor and critic (Table 5)")
     hidden: int = knob(512, "width of each hidden layer (Table 5)")
     ensemble: int = knob(2, "critics in the ensemble (Table 5)")
-    q_aggregate: str = knob("mean", "one value from the ensemble (Table 5: mean)", choices=("mean", "min"))
+    q_aggregate: str = knob("mean", "one value from the ensemble (Table 5: mean)", ("mean", "min"))
     batch_size: int = knob(256, "states per update (Table 5)")
     lr: float = knob(3e-4, "Adam's learning rate (Table 5)")
     discount: float = knob(0.99, "gamma per environment step (Table 5)")
@@ -67,61 +67,73 @@ class Config:
 
     # ---- the policy (Table 5)
     chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
-    num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)", only=DRIFT)
+    num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)")
     temperatures: tuple = knob((0.005, 0.05), "h: kernel widths of the drift loss, as shares of the mean distance "
-                              "(Table 5; OGBench: 0.05)", only=DRIFT)
-    best_of: int = knob(4, "N': samples to choose from when acting and bootstrapping (Table 5; OGBench: 16)")
-    bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)", only=DRIFT + MVP)
+                              "(Table 5, per task)")
+    best_of: int = knob(4, "N': samples to choose from when acting and bootstrapping (Table 5, per task)")
+    bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)")
     mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
-    topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)", only=TOPK)
+    topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)")
 
     # ---- policy improvement (Table 5)
-    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)", group="online", only=TOPK)
-    top_k: int = knob(2, "K: candidates kept as positives (Table 5; two and more cubes: 4; one cube, scene, puzzles: "
-                      "8 or 16)", group="online", only=TOPK)
-    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)", group="online", only=TOPK)
-    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)", group="online", only=TOPK)
+    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5)")
+    top_k: int = knob(2, "K: candidates kept as positives (Table 5, per task)")
+    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5)")
+    ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)")
 
     # ---- the baselines (baselines/; App. A.2)
-    flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)", only=FLOW)
-    distill_weight: float = knob(10_000.0, "alpha: weight of the distillation beside -Q (App. A.2; OGBench: 300)",
-                                 only=FQL)
-    ivc_weight: float = knob(1.0, "weight of the instantaneous velocity constraint (App. A.2, per task)", only=MVP)
-    time_mean: float = knob(-0.4, "mean of the logit-normal times (released code)", only=MVP)
-    time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)", only=MVP)
+    flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)")
+    distill_weight: float = knob(10_000.0, "alpha: weight of the distillation beside -Q (App. A.2, per task)")
+    ivc_weight: float = knob(1.0, "weight of the instantaneous velocity constraint (App. A.2, per task)")
+    time_mean: float = knob(-0.4, "mean of the logit-normal times (released code)")
+    time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)")
 
     # ---- data
-    data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own",
-                     group="run")
+    data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
-                         "ogbench keep them)", group="run")
+                         "ogbench keep them)")
     data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; 0 = 300 or 1M. Of "
                           "official sets in many files: transitions to use; 0 = all")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
-                            "are many files", group="run", choices=("auto", "cpu", "cuda"))
+                            "are many files", ("auto", "cpu", "cuda"))
     mix_size: int = knob(1_000_000, "data of many files: in an online batch they weigh as much as so many online "
-                         "transitions", group="online")
+                         "transitions")
     goal_share: float = knob(0.0, "generated data of cubes: share of transitions from episodes aimed at the goal")
 
     # ---- evaluation and running
-    eval_every: int = knob(100_000, "steps between evaluations", group="run")
-    eval_episodes: int = knob(50, "episodes of an evaluation; given as an option, at the end of a stage too",
-                              group="run")
-    final_episodes: int = knob(100, "episodes of the evaluation that ends a stage", group="run")
-    log_every: int = knob(500, "steps between rows of train.csv", group="run")
-    device: str = knob("auto", "where to train", group="run", choices=("auto", "cpu", "cuda"))
+    eval_every: int = knob(100_000, "steps between evaluations")
+    eval_episodes: int = knob(50, "episodes of an evaluation; given as an option, at the end of a stage too")
+    final_episodes: int = knob(100, "episodes of the evaluation that ends a stage")
+    log_every: int = knob(500, "steps between rows of train.csv")
+    device: str = knob("auto", "where to train", ("auto", "cpu", "cuda"))
     precision: str = knob("auto", "auto: bf16 for passes without a gradient where that is faster, TF32 on CUDA; fp32: "
-                          "neither", choices=("auto", "fp32"))
-    compile: bool = knob(True, "torch.compile the losses", group="run")
-    workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core", group="run")
-    threads: int = knob(0, "CPU threads for torch; 0 = torch's choice", group="run")
-    out: str = knob("runs", "folder that run folders are made in", group="run")
-    resume: bool = knob(False, "continue an unfinished run in its folder", group="run")
-    log: str = knob("csv", "tracker besides the CSV files", group="run", choices=("csv", "tensorboard", "wandb"))
+                          "neither", ("auto", "fp32"))
+    compile: bool = knob(True, "torch.compile the losses")
+    workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core")
+    threads: int = knob(0, "CPU threads for torch; 0 = torch's choice")
+    out: str = knob("runs", "folder that run folders are made in")
+    resume: bool = knob(False, "continue an unfinished run in its folder")
+    log: str = knob("csv", "tracker besides the CSV files", ("csv", "tensorboard", "wandb"))
 
     def plain(self) -> dict:
         """The knobs as a file gives them back: tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+# ------------------------------------------------------------------------------------------------- who reads a knob
+# Only these methods read it. Given to another one it is refused.
+DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
+FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
+TOPK = (*DRIFT, "mvp-topk")
+READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + MVP,
+           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
+           "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
+# Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
+STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "mix_size")
+# These change how long a run is, what is told of it and how fast it is. They may be others when it is resumed.
+MAY_DIFFER = ("preset", "seeds", "offline_steps", "online_steps", "data", "data_dir", "data_device", "eval_every",
+              "eval_episodes", "final_episodes", "log_every", "device", "compile", "workers", "threads", "out",
+              "resume", "log")
 
 
 # ------------------------------------------------------------------------------------------------- Tables 5 and 8
@@ -139,26 +151,29 @@ TABLE_8 = {
     "puzzle-4x4-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=32, top_k=16),
 }
 
-# App. A.2, where a task departs from other OGBench tasks. It has no values for puzzles; theirs are from FQL's README.
-BASELINES = {"cube-triple": dict(distill_weight=100.0, ivc_weight=0.0), "cube-quadruple": dict(distill_weight=100.0),
-             "puzzle": dict(distill_weight=1000.0)}
+# Table 5's columns for OGBench, and App. A.2's for the rivals. The defaults are those of lift, can and square.
+OGBENCH = dict(temperatures=(0.05,), best_of=16, top_k=4, distill_weight=300.0)
+# Table 5 has no column for one cube, scene and puzzles: lambda, h, N and K are Table 8's. App. A.2 has no alpha for
+# puzzles: theirs is from FQL's README.
+TASK_VALUES = {
+    "cube-single": OGBENCH | TABLE_8["cube-single-task2"],
+    "cube-double": OGBENCH,
+    "cube-triple": OGBENCH | dict(distill_weight=100.0, ivc_weight=0.0),
+    "cube-quadruple": OGBENCH | dict(distill_weight=100.0),
+    "scene": OGBENCH | TABLE_8["scene-task2"],
+    "puzzle-3x3": OGBENCH | TABLE_8["puzzle-3x3-task4"] | dict(distill_weight=1000.0),
+    "puzzle-4x4": OGBENCH | TABLE_8["puzzle-4x4-task4"] | dict(distill_weight=1000.0),
+}
 
 
 def task_values(task: str) -> dict:
-    """Where a task departs from the defaults. One cube, scene and puzzles take lambda, h, N and K from Table 8. A task
-    of your own has the values of the cubes."""
-    if task in ROBOMIMIC:
-        return {}
-    ogbench = dict(temperatures=(0.05,), best_of=16, top_k=4, distill_weight=300.0)
-    baselines = next((values for name, values in BASELINES.items() if task.startswith(name)), {})
-    # cube-double-task2 stands in both tables. Table 8's values for it are for --preset offline-rl alone.
-    table_8 = TABLE_8.get(task, {}) if task not in CUBES else {}
-    return ogbench | baselines | table_8
+    """Where a task departs from the defaults. A task of your own has the values of the cubes."""
+    return {} if task in ROBOMIMIC else TASK_VALUES.get(task.rpartition("-task")[0], OGBENCH)
 
 
 def preset_values(preset: str, task: str, method: str) -> dict:
     """What the preset changes. UserError where it has nothing for the task or the method."""
-    family = METHODS[method][0]
+    family = METHODS[method].family
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
         if family != "dfp":
             raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
@@ -205,9 +220,9 @@ def build(given: dict) -> Config:
     """A checked Config from the knobs given by name. UserError for what cannot work."""
     given = {name: as_plain(name, value) for name, value in given.items()}
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
-    check_given(given, Config, method, names=dict(task=TASKS, method=METHODS, preset=PRESETS), sources=SOURCES)
+    check_given(given, Config, method, READ_BY, dict(task=TASKS, method=METHODS, preset=PRESETS), SOURCES)
     # From weak to strong: the precedence at the top of this file.
-    values = task_values(task) | preset_values(preset, task, method) | METHODS[method][2] | given
+    values = task_values(task) | preset_values(preset, task, method) | METHODS[method].values | given
     if "eval_episodes" in given and "final_episodes" not in given:           # it holds at the end of a stage too
         values["final_episodes"] = given["eval_episodes"]
     config = Config(**values)

@@ -25,7 +25,7 @@ import numpy as np
 
 import envs
 from buffer import FIELDS
-from tools.official import files
+from tools.official import files, shards
 from tools.sources import find
 from tools.training.files import one_at_a_time
 
@@ -44,10 +44,10 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
             next_obs = observation(demo, "next_obs")
         else:                                    # the following row's obs; the last one is not used, its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
-        # The last step is marked as the success, as in the official sets. So a file of yours must hold successes only.
-        demo["dones"][-1] = 1
-        rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - demo["dones"],
-                    terminals=demo["dones"], next_observations=next_obs)
+        dones = demo["dones"]
+        dones[-1] = 1                            # as in the official sets. So a file of yours must hold successes only
+        rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - dones,
+                    terminals=dones, next_observations=next_obs)
         for name in FIELDS:
             columns[name].append(rows[name])
     return {name: np.concatenate(parts) for name, parts in columns.items()}
@@ -86,14 +86,20 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (arrays by FIELDS, source). A set in many files stays on disk: tools/official/shards.py.
-    source, which config.json records: kind, why, path, files, origin, sha256, transitions, episodes, successes,
-    longest. given: the knobs that were given by hand. UserError where there are no usable data."""
+    """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
+    origin, sha256, transitions, episodes, successes, longest. given: the knobs that were set by hand. UserError where
+    there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        found = find(config, task, folder, READERS[task.suite], say, given)         # which files: tools/sources.py
-        dataset, counts = found.load(folder, task, read)                            # arrays, and what they hold
-    source = found.told() | counts
+        # Which files: those on disk, fetched, or made now.
+        found = find(config, task, folder, READERS[task.suite], say, given)
+        if len(found.paths) == 1:
+            dataset = read(found.paths[0], task)
+            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
+        else:                                              # many files stay on disk: dataset is what ShardBuffer takes
+            dataset, counts = shards.load(found.paths, found.records, folder, task, read)
+    source = dict(kind=found.kind, why=found.why, path=str(found.place), files=[*map(str, found.paths)],
+                  origin=found.origin) | counts
     say(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
         f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source

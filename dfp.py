@@ -129,7 +129,8 @@ class DFP:
     @torch.no_grad()
     def diagnostics(self, generated: Tensor, data: Tensor) -> dict[str, Tensor]:
         """Are samples close to the data, and do they differ? The loss cannot tell: by construction it hardly changes.
-        Chunks are compared whole, also past an episode's end."""
+        bc_error must fall in stage 1, and a spread near 0 is a collapse. Chunks are compared whole, also past an
+        episode's end."""
         return {"bc_error": (generated - data).abs().mean(),
                 "spread": (generated - generated.mean(1, keepdim=True)).square().mean(1).sqrt().mean()}
 
@@ -182,7 +183,8 @@ class DFP:
 
     # ------------------------------------------------------------------------------------------ plumbing
     def candidate_precision(self):
-        """Where bf16 is on: the hidden layers of passes that carry no gradient run in it."""
+        """Where bf16 is on: the hidden layers of passes that only propose and rank run in it. Its rounding seldom
+        changes who wins. Passes with a gradient stay in float32, and so does the target critic."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def draw_noise(self, batch_size: int) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def drift_loss(
             num_negatives = x.shape[1] + negatives.shape[1]                                         # G + M
             scale, unit, force, rms = _force(x, targets, weight[:, None], num_negatives, temperatures)
             goal = x / unit + force
-        loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # Eq. 4, [B]
+        loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # 6. Eq. 4, [B]
     return loss, {"scale": scale} | {f"force_rms_{r:g}": f for r, f in zip(temperatures, rms)}
 
 
@@ -109,31 +109,34 @@ def _or_ones(weight: Tensor | None, samples: Tensor) -> Tensor:
 
 
 def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, temperatures):
-    """The field in scaled coordinates, from x [B, G, D], targets [B, T, D] that begin with x, their weights [B, 1, T]:
-    (scale, unit of length, force [B, G, D], root mean square per temperature)."""
+    """Steps 1 to 5 of the loss, numbered as in PAPER.md, from x [B, G, D], targets [B, T, D] that begin with x, their
+    weights [B, 1, T]. Returns the scale [], the unit of coordinates [], the force [B, G, D] in this unit, and a list of
+    each temperature's root mean square []."""
     G, D = x.shape[1:]
-    # Distances from differences, not from |x|^2 + |y|^2 - 2xy: the latter loses half the digits where samples are
-    # close, and that is where a small temperature looks. No distance is below 1e-4, not even a sample's to itself.
+    # 1. Distances, and their mean. From differences, not from |x|^2 + |y|^2 - 2xy: that loses half the digits where
+    # samples are close, where a small temperature looks. No distance is below 1e-4, not even a sample's to itself.
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 
-    # ONE number for the whole batch, not one per state: temperatures are shares of it, so the kernel is as wide in
-    # every state. Self-pairs count in the mean (as released). The floor 1e-3 matters only if all sits in one point.
+    # The mean is ONE number for the whole batch, not one per state: temperatures are shares of it, so the kernel is as
+    # wide in every state. Self-pairs count (as released). The floor 1e-3 matters only if all sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
-    unit = (scale / D**0.5).clamp_min(1e-3)       # coordinates are measured in units of the typical coordinate gap
-    distance = distance / scale.clamp_min(1e-3)
-    # 100 scaled distances push a sample's own copy out of both softmaxes: at distance 0 it would take nearly all the
-    # weight.
+    # 2. Distances are measured in this mean, coordinates in the typical gap of one coordinate. 100 units more push a
+    # sample's own copy out of both softmaxes: at distance 0 it would take nearly all the weight.
+    distance, unit = distance / scale.clamp_min(1e-3), (scale / D**0.5).clamp_min(1e-3)
     distance = distance + 100.0 * torch.eye(G, targets.shape[1], dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []
     for temperature in temperatures:
         logits = -distance / temperature
-        # Affinity: the square root of two softmaxes' product, over targets (i's view) and samples (j's view). The floor
-        # 1e-6 leaves every pair at least 1e-3, self-pairs too, so that a sample far from all data is still pulled.
+        # 3. Affinity: the square root of two softmaxes' product. Over targets: which of them a sample sees. Over
+        # samples: whom a target pulls, so that one which a near sample claims pulls the others less. The floor 1e-6
+        # leaves every pair at least 1e-3, self-pairs too: a sample far from all data is still pulled.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
+        # 4. The force: attraction minus repulsion.
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]
-        mean_square = f.square().mean()           # again one number for the batch: states keep their proportions
+        # 5. Divided by its size, again one number for the batch: states keep their proportions. Temperatures add up.
+        mean_square = f.square().mean()
         force = force + f / mean_square.clamp_min(1e-8).sqrt()
         rms.append(mean_square.sqrt())
     return scale, unit, force, rms

@@ -135,7 +135,8 @@ class OGBenchEnv(gymnasium.Wrapper):
         from tools.simulators.robosuite_setup import import_mujoco
         import_mujoco()
         import ogbench  # noqa: F401  registers the environments
-        warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")  # its float64 bounds
+        # gymnasium's complaint that ogbench's bounds are float64 and its observations float32.
+        warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")
         self.task = task
         # 'post': reward and success speak of the state after the step, as in ogbench 1.1.2, which the paper used. From
         # 1.2.0 on the single-task default is 'pre', the state before: every reward would come one step late.

@@ -3,100 +3,40 @@
     python evaluate.py policies/lift --film lift.gif                     a policy that comes with this project
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 --best-of 1
 
-Episode i always begins from seed EVAL_SEED + i and draws its own noise, so every policy meets the same episodes, and
-training's random numbers are never touched. Training evaluates with the same class, Evaluator.
+play() is one episode. Episode i always begins from seed EVAL_SEED + i and draws its own noise. So every policy meets
+the same episodes, and training's random numbers are never touched. This script and training play many side by side,
+each in a process of its own, with the same result: tools/simulators/evaluator.py.
 """
 import contextlib
-import functools
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import envs
 import run
 from config import UserError
-from tools.simulators.process import SimulatorLost, Simulators, cores
+from tools.simulators.evaluator import Evaluator
+from tools.simulators.process import cores
 from tools.training import command_line
 from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 
-
-MOST_EPISODES = 100_000_000          # numpy's seeds end at 2^32
-
-
-class Episode:
-    """One evaluation episode. Its number decides where it begins and which noise the policy gets."""
-
-    def __init__(self, number: int):
-        self.seed = envs.EVAL_SEED + number
-        self.noise = torch.Generator().manual_seed(self.seed)
-        self.obs, self.rewards, self.success = None, [], False
+MOST_EPISODES = 2**32 - envs.EVAL_SEED         # numpy's seeds end there
 
 
-class Evaluator:
-    """evaluator(act, episodes) -> {"success", "return", "length", "episodes"}: means over episodes, which are played in
-    `workers` processes. The result does not depend on their number. They start at the first call and stay."""
-
-    def __init__(self, task: envs.Task, workers: int, make=envs.make):
-        # make gets the Task and not its name, because a new process does not know what this one has registered.
-        self.make, self.workers, self.simulators = functools.partial(make, task), max(1, workers), None
-
-    def __call__(self, act, episodes: int, best_of: int | None = None, stop=None, first: int = 0) -> dict | None:
-        """act: see dfp.DFP.act. first: the number of the first episode. stop() is asked between chunks; once it is true
-        the result is None. UserError when simulators keep dying, and for numbers that are not finite."""
-        for _ in range(3):
-            try:
-                numbered = [Episode(number) for number in range(first, first + episodes)]
-                return self.roll_out(act, numbered, best_of, stop)
-            except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
-                self.close()
-                print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
-                lost = error
-        raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
-
-    def roll_out(self, act, episodes, best_of, stop) -> dict | None:
-        """Of one episode this is: reset; until it ends: chunk = act(obs), and a step for each action of the chunk. But
-        as many are played side by side as there are simulators, and the policy acts for all of them in one call."""
-        if self.simulators is None:
-            self.simulators = Simulators(self.make, self.workers)
-        waiting, playing = [*episodes], {}                                     # playing: {simulator: its episode}
-
-        while waiting or playing:
-            # Simulators that are free begin the next episodes.
-            free = [i for i in range(self.workers) if i not in playing][:len(waiting)]
-            for i in free:
-                playing[i] = waiting.pop(0)
-                self.simulators.send(i, "reset", playing[i].seed)
-            for i in free:
-                playing[i].obs = self.simulators.receive(i)[0]
-            if stop and stop():
-                self.close()                      # they may be in mid-episode; the next call starts new ones
-                return None
-
-            # The policy acts. Each row has its own noise, whoever plays beside it.
-            obs, noise = np.stack([e.obs for e in playing.values()]), [e.noise for e in playing.values()]
-            chunk_of = dict(zip(playing, act(obs, noise, best_of).cpu().numpy()))
-            for i, chunk in chunk_of.items():
-                self.simulators.send(i, "play", chunk)
-
-            # Each chunk is executed open loop. A simulator answers once an action, and not beyond its episode's end.
-            for i, chunk in chunk_of.items():
-                episode = playing[i]
-                for _ in chunk:
-                    episode.obs, reward, terminated, truncated, info = self.simulators.receive(i)
-                    episode.rewards.append(reward)
-                    if terminated or truncated:
-                        episode.success = info["success"]
-                        del playing[i]
-                        break
-        return {"success": float(np.mean([e.success for e in episodes])), "episodes": len(episodes),
-                "length": float(np.mean([len(e.rewards) for e in episodes])),
-                "return": float(np.mean([sum(e.rewards) for e in episodes]))}
-
-    def close(self) -> None:
-        if self.simulators is not None:
-            self.simulators.close()
-            self.simulators = None
+def play(act, env, number: int, best_of: int | None = None) -> dict:
+    """One evaluation episode -> {"success", "return", "length"}. act: see dfp.DFP.act."""
+    obs, _ = env.reset(seed=envs.EVAL_SEED + number)
+    noise = torch.Generator().manual_seed(envs.EVAL_SEED + number)
+    rewards, over = [], False
+    while not over:
+        chunk = act(obs[None], [noise], best_of)[0]                            # [H, A]
+        for action in chunk.cpu().numpy():                                     # executed open loop
+            obs, reward, terminated, truncated, info = env.step(action)
+            rewards.append(reward)
+            over = terminated or truncated
+            if over:
+                break
+    return {"success": bool(info["success"]), "return": sum(rewards), "length": len(rewards)}
 
 
 # --------------------------------------------------------------------------------------------------- the script
@@ -126,12 +66,12 @@ def main() -> None:
     policy = run.load(args.run)
     table = args.run / "evaluate.csv"
     read_rows(table)                                       # a table that cannot be added to is refused now, not later
+    best_of = args.best_of or policy.config.best_of
     if args.film:
-        film.film(policy, args.film, range(args.first, args.first + min(3, args.episodes)), args.best_of or None)
+        film.film(policy, args.film, play, range(args.first, args.first + min(3, args.episodes)), best_of)
     workers = min(args.workers or cores(), args.episodes)
     with contextlib.closing(Evaluator(envs.task(policy.config.task), workers)) as evaluator:
-        result = evaluator(policy.act, args.episodes, args.best_of or None, first=args.first)
-    best_of = args.best_of or policy.config.best_of
+        result = evaluator(policy.act, args.episodes, best_of, first=args.first)
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
     if not run.is_exported(args.run) and not args.first:

@@ -58,7 +58,7 @@ class Run:
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
     """The object of config.method, of the class that METHODS names: a run of DFP does not import its rivals."""
-    module, name = METHODS[config.method][1].rsplit(".", 1)
+    module, name = METHODS[config.method].source.rsplit(".", 1)
     bf16 = config.precision == "auto" and bf16_pays(torch.device(device))
     return getattr(importlib.import_module(module), name)(obs_dim, action_dim, config, device, bf16)
 
@@ -72,7 +72,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    if is_exported(folder):                      # it has ACTING alone; what else training needs stays untrained
+    if is_exported(folder):        # it holds ACTING alone: the rest, which only training needs, keeps its first weights
         state["algorithm"] = policy.state_dict() | {name: state["algorithm"].get(name) for name in ACTING}
     load_networks(policy, state, folder)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")

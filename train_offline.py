@@ -38,7 +38,7 @@ def main() -> None:
         from tools.speed import seeds
         return seeds.train(config, given, online=False)
     with prepare(config, given) as run:
-        refuse_complete(run)
+        refuse_complete(run)             # a finished stage 1 is not begun anew
         write_config(run)
         offline_stage(run)
         tell_end(run)

@@ -38,7 +38,7 @@ def online_stage(run: Run) -> None:
     last = c.offline_steps + c.online_steps
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
-        for step in stage.steps:                                         # numbered on from stage 1
+        for step in stage.steps:                    # numbered on from stage 1, until the last or until Ctrl-C
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
                 chunk = act(world.obs[None], run.acting_rng)[0]                  # [H, A]
@@ -59,11 +59,11 @@ def online_stage(run: Run) -> None:
                 # Lines 4-7. The gradient step: samples, the losses of theta and phi, Adam, the averages.
                 info = update(starts)
 
-            stage.end_step(info)
+            stage.end_step(info)                     # counts it, logs, and saves and evaluates when that is due
 
 
 def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
-    """The whole run -> its folder; with several seeds, theirs."""
+    """The whole run -> its folder; with several seeds, theirs. given: the knobs set by hand, which name the folder."""
     require_updates(config)
     if config.seeds > 1:
         from tools.speed import seeds                # a loop of the same shape over several runs: seeds.loop

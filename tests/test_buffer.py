@@ -64,7 +64,7 @@ def test_chunks_equal_a_loop_over_episodes(episodes, online, chunk, cut, seed):
     assert buffer.size == len(rows)
     starts = list(range(len(rows) - chunk + 1))
     check_against_loop(buffer, rows, starts, chunk)
-    drawn = {tuple(obs) for obs in buffer.sample(400, torch.Generator().manual_seed(seed))["observations"].tolist()}
+    drawn = {tuple(obs) for obs in buffer.chunks(buffer.starts(400, torch.Generator().manual_seed(seed)))["observations"].tolist()}
     known = {tuple(rows[start]["observations"].tolist()) for start in starts}
     assert drawn <= known
     if len(starts) <= 20:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import METHODS, OFFLINE_RL, CUBES, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain
+from config import (CUBES, MAY_DIFFER, METHODS, OFFLINE_RL, PRESETS, READ_BY, ROBOMIMIC, STAGE_2, TASKS, Config, UserError,
+                    build, from_plain)
 from tools.training import command_line
 from tools.training.command_line import parse
 
@@ -57,6 +58,10 @@ def test_baselines(method, chunk, best_of):
         assert {k for k in vars(c) if vars(c)[k] != vars(dfp)[k]} <= {"method", "chunk", "best_of"}
     pure = build({"task": "scene-task2", "method": method, "preset": "offline-rl"})     # Table 7: as they are
     assert (pure.chunk, pure.best_of, pure.topk_offline, pure.online_steps) == (chunk, best_of, False, 0)
+
+
+def test_lists_of_knobs_name_knobs():
+    assert {*READ_BY, *STAGE_2, *MAY_DIFFER} <= set(vars(Config())) and not {*STAGE_2} & {*MAY_DIFFER}
 
 
 def test_precedence_option_preset_table_default():

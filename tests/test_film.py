@@ -14,9 +14,10 @@ import run
 import toy
 from config import UserError
 from conftest import ROOT
-from evaluate import Evaluator
+from evaluate import play
 from test_scripts import first, home, script  # noqa: F401
 from tools.pictures import film
+from tools.simulators.evaluator import Evaluator
 from tools.simulators.own import OwnEnv
 
 
@@ -42,28 +43,35 @@ def policy():
     return policy
 
 
+def filmed(policy, number):
+    camera = film.Camera(painted(), policy)
+    return camera, play(camera.act, camera, number)
+
+
 def test_episodes_are_the_evaluation_s_own(policy):
-    filmed = [film.record(policy, painted(), episode) for episode in range(6)]
+    cameras, played = zip(*(filmed(policy, number) for number in range(6)))
     evaluator = Evaluator("painted", 2, painted)
     result, last_two = evaluator(policy.act, 6), evaluator(policy.act, 2, first=4)
     evaluator.close()
-    assert last_two["length"] == np.mean([f["steps"][-1] for f in filmed[4:]]) != result["length"]
-    assert result["success"] == np.mean([f["success"] for f in filmed])
-    assert result["length"] == np.mean([f["steps"][-1] for f in filmed])
+    for name in ("success", "length", "return"):
+        assert result[name] == pytest.approx(np.mean([one[name] for one in played]))
+    assert last_two["length"] == np.mean([one["length"] for one in played[4:]]) != result["length"]
+    assert [c.steps[-1] for c in cameras] == [one["length"] for one in played]
+    assert [c.success for c in cameras] == [one["success"] for one in played]
     # step by step: every other picture, and Q of the chunk that is under way, which is asked about once
-    env, one = painted(), filmed[0]
+    env, one = painted(), cameras[0]
     obs, _ = env.reset(seed=envs.EVAL_SEED)
     noise, shades, values = torch.Generator().manual_seed(envs.EVAL_SEED), [], []
-    for step in range(one["steps"][-1]):
+    for step in range(one.steps[-1]):
         if step % 5 == 0:
             chunk = policy.act(obs[None], [noise])
             q = policy.critic.value(torch.from_numpy(obs[None]), chunk.flatten(1)).item()
         if step % 2 == 0:
             shades, values = [*shades, env.render()[0, 0, 0]], [*values, q]
         obs = env.step(chunk[0, step % 5].numpy())[0]
-    assert [frame[0, 0, 0] for frame in one["frames"]] == [*shades, env.render()[0, 0, 0]]
-    assert one["values"] == [*values, q]
-    assert one["steps"] == [*range(0, one["steps"][-1], 2), one["steps"][-1]]
+    assert [frame[0, 0, 0] for frame in one.frames] == [*shades, env.render()[0, 0, 0]]
+    assert one.values == [*values, q]
+    assert one.steps == [*range(0, one.steps[-1], 2), one.steps[-1]]
 
 
 def test_q_is_drawn_and_the_end_is_told():
@@ -85,8 +93,8 @@ def test_files(policy, ending, tmp_path, monkeypatch):
     monkeypatch.setattr(envs, "task", lambda name: SimpleNamespace(suite="own"))
     monkeypatch.setattr(envs, "make", lambda name, **rendering: painted())
     path = tmp_path / "films" / f"out.{ending}"
-    frames = sum(len(film.record(policy, painted(), e)["frames"]) + film.HOLD for e in range(2))
-    film.film(policy, str(path), range(2))
+    frames = sum(len(filmed(policy, e)[0].frames) + film.HOLD for e in range(2))
+    film.film(policy, str(path), play, range(2))
     if ending == "gif":
         with Image.open(path) as gif:                                    # equal neighbours are one, shown longer
             assert sum(one.info["duration"] for one in ImageSequence.Iterator(gif)) == frames * 1000 // film.FPS

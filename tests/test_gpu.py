@@ -126,7 +126,7 @@ def test_batches_from_the_gpu_equal_those_from_memory():
     for name in here:
         assert torch.allclose(here[name], there[name].cpu(), atol=1e-6)
     moved = ReplayBuffer(transitions(), 10, 5, 0.99, "cpu", "cuda")
-    batch = moved.sample(B, torch.Generator().manual_seed(0))
+    batch = moved.chunks(moved.starts(B, torch.Generator().manual_seed(0)))
     assert not moved.observations.is_cuda and all(value.is_cuda for value in batch.values())
 
 

@@ -20,10 +20,10 @@ import train_online
 from buffer import ReplayBuffer
 from config import UserError, build
 from data import read
-from evaluate import Evaluator
 from run import algorithm
 from tools.simulators import process
 from tools.simulators.collector import Collector
+from tools.simulators.evaluator import Evaluator
 from tools.training.files import read_config, read_newest
 from tools.training.saving import online_rows
 from tools.training.stage import Stage
@@ -101,7 +101,7 @@ def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
         buffer.add(obs, action, reward, terminated, truncated, next_obs)
         obs, over = next_obs, terminated or truncated
         if step >= c.warmup:
-            algo.update(buffer.sample(c.batch_size, batches))
+            algo.update(buffer.chunks(buffer.starts(c.batch_size, batches)))
     online = np.fromfile(folder / "online.f32", np.float32)
     assert np.array_equal(online, online_rows(buffer, 0).flatten().numpy())
     saved = read_newest(folder / "checkpoint.pt")["algorithm"]

@@ -18,8 +18,8 @@ import envs
 import train_online
 from config import TASKS, UserError, build
 from conftest import ROOT
-from evaluate import Evaluator
 from tools.simulators import own
+from tools.simulators.evaluator import Evaluator
 from tools.training import stage
 from tools.training.files import read_rows
 

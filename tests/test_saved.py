@@ -45,7 +45,7 @@ def go_on(one: run.Run, steps: int) -> None:
     for one.step in range(one.step + 1, one.step + 1 + steps):
         if one.stage == "online":
             one.buffer.add(np.ones(OBS), np.ones(ACTION), -1.0, False, False, np.ones(OBS))
-        info = one.algo.update(one.buffer.sample(4, one.batch_rng))
+        info = one.algo.update(one.buffer.chunks(one.buffer.starts(4, one.batch_rng)))
         append_row(one.folder / "train.csv", dict(step=one.step, stage=one.stage, q=info["q"].item()))
 
 

@@ -99,13 +99,13 @@ def test_many_files_hold_and_give_the_same_as_memory(paths, tmp_path):
         for buffer in (on_disk, in_memory, rows):
             add(buffer, i)
         one, two, three = (torch.Generator().manual_seed(i) for _ in range(3))
-        batch = on_disk.sample(64, one)
-        assert equal(batch, in_memory.sample(64, two)) and equal(batch, rows.chunks(on_disk.starts(64, three)))
+        batch = on_disk.chunks(on_disk.starts(64, one))
+        assert equal(batch, in_memory.chunks(in_memory.starts(64, two))) and equal(batch, rows.chunks(on_disk.starts(64, three)))
     index = torch.arange(rows.size).reshape(3, -1)          # of any shape, seams in it
     assert equal(on_disk.transitions(index), rows.transitions(index))
     resumed = mapped(dataset, 500)
     fill_online(resumed, online_rows(on_disk, 0), on_disk.cuts)
-    assert equal(*(buffer.sample(99, torch.Generator().manual_seed(0)) for buffer in (on_disk, resumed)))
+    assert equal(*(buffer.chunks(buffer.starts(99, torch.Generator().manual_seed(0))) for buffer in (on_disk, resumed)))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -210,7 +210,7 @@ made = anonymous()
 buffer, generator = shards.ShardBuffer(dataset, 0, 5, 0.99), torch.Generator().manual_seed(0)
 opened = anonymous()
 for _ in range(300):
-    buffer.sample(256, generator)
+    buffer.chunks(buffer.starts(256, generator))
 print(counts["transitions"], made - begin, anonymous() - opened)
 """
 

@@ -57,16 +57,17 @@ def as_plain(name: str, value):
     return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def check_given(given: dict, config_class, method: str, names: dict, sources) -> None:
-    """UserError for unknown names, and for knobs that nothing would read. names: {knob: the names that it may have}."""
+def check_given(given: dict, config_class, method: str, read_by: dict, names: dict, sources) -> None:
+    """UserError for unknown names, and for knobs that nothing would read. read_by: {knob: methods}. names: {knob: the
+    names that it may have}."""
     known_only(given, config_class)
     for kind, known in names.items():
         if kind in given and given[kind] not in known:
             raise UserError(f"unknown {kind} {given[kind]!r}{nearest(given[kind], known)} Known: {', '.join(known)}")
-    for f in dataclasses.fields(config_class):
-        only = f.metadata["only"]
-        if f.name in given and only and method not in only:
-            raise UserError(f"--method {method} does not read {option_name(f.name)}; it belongs to {', '.join(only)}")
+    for name in given:
+        if method not in read_by.get(name, (method,)):
+            raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to "
+                            f"{', '.join(read_by[name])}")
     if method == "dfp-no-topk" and given.get("topk_weight"):
         raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
     data = given.get("data", "auto")

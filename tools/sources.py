@@ -12,7 +12,7 @@ import envs
 from config import SOURCES, UserError
 from tools.checks import option_name
 from tools.official import fetch
-from tools.official.files import RECORD, checked_record, count, errors_in_one_line, record_path
+from tools.official.files import RECORD, checked_record, errors_in_one_line, record_path
 
 SHIPPED = Path(__file__).resolve().parents[1] / "standins"             # of lift, can and square, and how many they are:
 SHIPPED_SIZE = 300
@@ -22,22 +22,16 @@ SHIPPED_SIZE = 300
 class Found:
     kind: str              # official, generated or own-<name of the file>
     why: str               # this kind
-    paths: list[Path]
+    paths: list[Path]      # several lie in one folder
     records: list[dict]    # of these files
 
-    def load(self, folder: Path, task: envs.Task, read) -> tuple[dict, dict]:
-        """The arrays, or for a set in many files what ShardBuffer takes; and what they hold, in numbers."""
-        if len(self.paths) > 1:
-            from tools.official import shards
-            return shards.load(self.paths, self.records, folder, task, read)
-        dataset = read(self.paths[0], task)
-        return dataset, count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": self.records[0]["sha256"]}
+    @property
+    def place(self) -> Path:
+        return self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
 
-    def told(self) -> dict:
-        """What config.json says of them. Many files lie in one folder."""
-        place = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
-        origin = {name: value for name, value in self.records[0].items() if name not in RECORD}
-        return dict(kind=self.kind, why=self.why, path=str(place), files=[*map(str, self.paths)], origin=origin)
+    @property
+    def origin(self) -> dict:
+        return {name: value for name, value in self.records[0].items() if name not in RECORD}
 
 
 def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> Found:

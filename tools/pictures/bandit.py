@@ -51,7 +51,7 @@ def train(knobs: dict, offline=600, online=900, seed=0):
         if step >= offline:
             action = algo.act(nothing[:1], generator)[0, 0]                        # the best of N' by the critic
             buffer.add(nothing[0], action, seen(action, generator), True, False, nothing[0])
-        algo.update(buffer.sample(config.batch_size, generator))
+        algo.update(buffer.chunks(buffer.starts(config.batch_size, generator)))
     return before, samples()
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import imageio.v2 as imageio
 import numpy as np
 import torch
@@ -37,28 +38,40 @@ def rendering(task: str) -> dict:
             "own": dict(render_mode="rgb_array")}[envs.task(task).suite]
 
 
-def record(policy, env, episode: int, best_of: int | None = None) -> dict:
-    """Episode number `episode` of an evaluation, as it is there: its frames [n][H, W, 3], steps [n], Q [n], success."""
-    obs, _ = env.reset(seed=envs.EVAL_SEED + episode)
-    generator = torch.Generator().manual_seed(envs.EVAL_SEED + episode)
-    shots, step, over = [], 0, False
-    while not over:
-        chunk = policy.act(obs[None], [generator], best_of)                                         # [1, H, A]
+class Camera(gymnasium.Wrapper):
+    """An environment whose episode is filmed, and a policy's act() for it. A picture before every other step and after
+    the last: frames [n][H, W, 3], steps [n], values [n] of Q for the chunk that is under way, success."""
+
+    def __init__(self, env, policy):
+        super().__init__(env)
+        self.policy, self.frames, self.steps, self.values, self.success = policy, [], [], [], False
+        self.count = 0
+
+    def act(self, obs, noise, best_of=None) -> torch.Tensor:
+        chunk = self.policy.act(obs, noise, best_of)                                                # [1, H, A]
         with torch.no_grad():
-            q = policy.critic.value(torch.as_tensor(obs[None]).to(chunk), chunk.flatten(1)).item()
-        for action in chunk[0].cpu().numpy():
-            if step % 2 == 0:
-                shots.append((env.render(), step, q))
-            obs, _, terminated, truncated, info = env.step(action)
-            step, over = step + 1, terminated or truncated
-            if over:
-                break
-    frames, steps, values = map(list, zip(*shots, (env.render(), step, q)))
-    return dict(frames=frames, steps=steps, values=values, success=bool(info["success"]))
+            self.q = self.policy.critic.value(torch.as_tensor(obs).to(chunk), chunk.flatten(1)).item()
+        return chunk
+
+    def step(self, action):
+        if self.count % 2 == 0:
+            self.shoot()
+        answer = self.env.step(action)
+        self.count += 1
+        _, _, terminated, truncated, info = answer
+        if terminated or truncated:
+            self.shoot()
+            self.success = bool(info["success"])
+        return answer
+
+    def shoot(self) -> None:
+        self.frames.append(self.env.render())
+        self.steps.append(self.count)
+        self.values.append(self.q)
 
 
 def drawn(frames, steps, values, success) -> list[Image.Image]:
-    """The frames with the step, Q and, on the last, how it ended."""
+    """A camera's frames with the step, Q and, on the last, how it ended."""
     across = np.interp(steps, (0, steps[-1]), (0, SIZE))
     height = SIZE + np.interp(values, (min(values), max(values)), (PANEL - 6, 18))
     pictures = []
@@ -73,8 +86,9 @@ def drawn(frames, steps, values, success) -> list[Image.Image]:
     return pictures + [pictures[-1]] * HOLD
 
 
-def film(policy, path: str, episodes: range, best_of: int | None = None) -> None:
-    """Evaluation episodes of these numbers, to a file ending in .gif or .mp4. UserError where rendering fails."""
+def film(policy, path: str, play, episodes: range, best_of: int | None = None) -> None:
+    """Evaluation episodes of these numbers, to a file ending in .gif or .mp4. play: evaluate's, which plays one.
+    UserError where rendering fails."""
     task = policy.config.task
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -85,7 +99,9 @@ def film(policy, path: str, episodes: range, best_of: int | None = None) -> None
         raise UserError(f"no film: {task} cannot be rendered here ({type(error).__name__} {error})") from None
     pictures = []
     for episode in tqdm(episodes, desc=f"filming {task}"):
-        pictures += drawn(**record(policy, env, episode, best_of))
+        camera = Camera(env, policy)
+        play(camera.act, camera, episode, best_of)
+        pictures += drawn(camera.frames, camera.steps, camera.values, camera.success)
     env.close()
     if path.endswith(".gif"):            # few colours, without dither: a fifth of the size
         pictures = [picture.quantize(128, dither=Image.Dither.NONE) for picture in pictures]

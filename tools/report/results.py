@@ -55,8 +55,8 @@ def preset(task: str, method: str, setting: str) -> config.Config:
 def knob_texts(c: config.Config) -> dict[str, str]:
     """{name: value as text} of the knobs that may change c's results."""
     return {f.name: as_text(getattr(c, f.name)) for f in dataclasses.fields(c)
-            if f.metadata["group"] != "run" and f.name not in ("task", "method", "seed")
-            and (not f.metadata["only"] or c.method in f.metadata["only"])}
+            if f.name not in (*config.MAY_DIFFER, "task", "method", "seed")
+            and c.method in config.READ_BY.get(f.name, (c.method,))}
 
 
 def departures(knobs: dict[str, str], usual: config.Config) -> list[str]:

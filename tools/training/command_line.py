@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-from config import Config, UserError, build
+from config import READ_BY, Config, UserError, build
 from tools.checks import option_name
 
 # In the order of Config: the first knob of each group of options in --help.
@@ -25,7 +25,7 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     parser = OneLineParser(usage="%(prog)s [options]", description=description, allow_abbrev=False,
                            argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(Config):
-        option, default, only = option_name(f.name), f.default, f.metadata["only"]
+        option, default, only = option_name(f.name), f.default, READ_BY.get(f.name)
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         text = f"{f.metadata['help']}{'; of ' + ', '.join(only) if only else ''} (default {shown})"
         if f.name in HEADINGS:
@@ -49,7 +49,7 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     config = build(given)
     if show:
         for f in dataclasses.fields(Config):
-            if not f.metadata["only"] or config.method in f.metadata["only"]:
+            if config.method in READ_BY.get(f.name, (config.method,)):
                 print(f"{f.name:16} {getattr(config, f.name)}{'   (given)' if f.name in given else ''}")
         raise SystemExit(0)
     return config, set(given)

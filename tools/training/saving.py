@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from buffer import FIELDS
-from config import METHODS, Config, UserError, build, from_plain
+from config import MAY_DIFFER, METHODS, STAGE_2, Config, UserError, build, from_plain
 from run import Run
 from tools.checks import option_name
 from tools.training.files import cut_rows_after, load_networks, read_newest, save_state, take_rows, tensors
@@ -19,7 +19,7 @@ from tools.training.files import cut_rows_after, load_networks, read_newest, sav
 # --------------------------------------------------------------------------------------------------- a run's folder
 def folder_of(config: Config, given: set[str], data_kind: str) -> Path:
     """The run's folder; knobs given by hand are part of its name, so that different settings never share one."""
-    named = {f.name for f in dataclasses.fields(config) if f.metadata["group"] != "run"} - {"task", "method", "seed"}
+    named = {f.name for f in dataclasses.fields(config)} - {*MAY_DIFFER, "task", "method", "seed"}
     usual = build({k: getattr(config, k) for k in ("task", "method", "preset")})
     changed = [k for k in sorted(given & named) if getattr(config, k) != getattr(usual, k)]
     setting = ",".join([config.preset, *(f"{k}={as_text(getattr(config, k))}" for k in changed)])
@@ -82,7 +82,7 @@ def refuse_another(run: Run, state: dict) -> None:
         raise UserError(f"--offline-steps: stage 1 of {run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(c):
         mine, its = c.plain()[f.name], before[f.name]
-        if f.metadata["group"] != "run" and f.name in state["config"] and mine != its:     # an older run lacks some
+        if f.name not in MAY_DIFFER and f.name in state["config"] and mine != its:     # an older run lacks some
             raise UserError(f"--resume: the run in {run.folder} has {option_name(f.name)} {its}, not {mine}")
     end = c.offline_steps + (c.online_steps if state["stage"] == "online" else 0)
     if state["step"] > end:
@@ -147,9 +147,9 @@ def save_offline(run: Run) -> None:
 def stage1_knobs(config: Config) -> dict:
     """What a stage 1 depends on, for reuse by siblings: not the method's name, but its family and its knobs."""
     also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if config.topk_offline else ()
-    return {"family": METHODS[config.method][0]} | {
+    return {"family": METHODS[config.method].family} | {
         f.name: config.plain()[f.name] for f in dataclasses.fields(config)
-        if f.metadata["group"] == "both" or f.name in also}
+        if f.name not in MAY_DIFFER + STAGE_2 or f.name in also}
 
 
 def identity(run: Run) -> dict:

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 import envs
 from config import UserError
-from evaluate import Evaluator
 from run import Run
+from tools.simulators.evaluator import Evaluator
 from tools.simulators.process import cores
 from tools.training.files import EVAL_COLUMNS, append_row, read_rows
 from tools.training.saving import check_finite, save
