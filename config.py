@@ -6,7 +6,7 @@ The defaults are the paper's for lift, can and square. Each knob is an option of
     option on the command line  >  method  >  preset  >  task  >  default
 
 `python train_online.py --task square --preset laptop --print-config` prints what comes of it, and trains nothing.
-
+Which methods read a knob, and which knobs may differ when a run is resumed, tools/checks.py tells.
 """
 import dataclasses
 from dataclasses import dataclass, field, fields
@@ -18,7 +18,7 @@ PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 
 
 class Method(NamedTuple):
-    family: str       # methods of one family have the same stage 1
+    family: str       # methods of one family have the same stage 1 if their knobs agree
     source: str       # module and class
     values: dict      # knobs of its own, as App. A.2 has them
 
@@ -120,22 +120,6 @@ class Config:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
 
-# ------------------------------------------------------------------------------------------------- who reads a knob
-# Only these methods read it. Given to another one it is refused.
-DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
-FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
-TOPK = (*DRIFT, "mvp-topk")
-READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + MVP,
-           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
-           "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
-# Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
-STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "mix_size")
-# These change how long a run is, what is told of it and how fast it is. They may be others when it is resumed.
-MAY_DIFFER = ("preset", "seeds", "offline_steps", "online_steps", "data", "data_dir", "data_device", "eval_every",
-              "eval_episodes", "final_episodes", "log_every", "device", "compile", "workers", "threads", "out",
-              "resume", "log")
-
-
 # ------------------------------------------------------------------------------------------------- Tables 5 and 8
 ROBOMIMIC = ("lift", "can", "square")
 CUBES = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
@@ -220,7 +204,7 @@ def build(given: dict) -> Config:
     """A checked Config from the knobs given by name. UserError for what cannot work."""
     given = {name: as_plain(name, value) for name, value in given.items()}
     task, method, preset = (given.get(k, getattr(Config, k)) for k in ("task", "method", "preset"))
-    check_given(given, Config, method, READ_BY, dict(task=TASKS, method=METHODS, preset=PRESETS), SOURCES)
+    check_given(given, Config, method, names=dict(task=TASKS, method=METHODS, preset=PRESETS), sources=SOURCES)
     # From weak to strong: the precedence at the top of this file.
     values = task_values(task) | preset_values(preset, task, method) | METHODS[method].values | given
     if "eval_episodes" in given and "final_episodes" not in given:           # it holds at the end of a stage too

@@ -32,7 +32,13 @@ from tools.training.files import one_at_a_time
 
 # ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """robomimic low-dim HDF5 -> transitions. Rewards r - 1; terminals and masks both from `dones`, as released."""
+    """robomimic's low-dim HDF5 -> transitions. The file has, for each demonstration of T steps,
+
+        data/demo_0/obs/<key> [T, n], actions [T, A], rewards [T] of 0 and 1, dones [T];  often next_obs/<key> [T, n]
+
+    Rewards become r - 1. Terminals and masks both follow from `dones`, as released. A demonstration ends with success:
+    its last `done` is taken for 1, as it is in the official sets.
+    """
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
 
     def observation(demo, group):
@@ -45,7 +51,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         else:                                    # the following row's obs; the last one is not used, its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
         dones = demo["dones"]
-        dones[-1] = 1                            # as in the official sets. So a file of yours must hold successes only
+        dones[-1] = 1
         rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - dones,
                     terminals=dones, next_observations=next_obs)
         for name in FIELDS:
@@ -54,8 +60,9 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 
 def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """OGBench play npz -> transitions. The last row of a trajectory is only the state after its last transition.
-    Rewards and masks follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
+    """OGBench's play npz -> transitions. The file has observations [T, O], actions [T, A], terminals [T] and the
+    simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
+    follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)
     rewards, masks = files.relabel(rows, task)       # ogbench's own, row by row: -(conditions unmet), 0 where none is
     # Rows that have a successor. Of terminals 0 0 1 these are two transitions, and the second is the last.

@@ -121,9 +121,10 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     # The mean is ONE number for the whole batch, not one per state: temperatures are shares of it, so the kernel is as
     # wide in every state. Self-pairs count (as released). The floor 1e-3 matters only if all sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
-    # 2. Distances are measured in this mean, coordinates in the typical gap of one coordinate. 100 units more push a
-    # sample's own copy out of both softmaxes: at distance 0 it would take nearly all the weight.
-    distance, unit = distance / scale.clamp_min(1e-3), (scale / D**0.5).clamp_min(1e-3)
+    # 2. Distances are measured in this mean, coordinates in the typical gap along one of them.
+    distance = distance / scale.clamp_min(1e-3)
+    unit = (scale / D**0.5).clamp_min(1e-3)
+    # A sample's own copy, at distance 0, would take nearly all the weight. 100 units push it out of both softmaxes.
     distance = distance + 100.0 * torch.eye(G, targets.shape[1], dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []

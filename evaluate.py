@@ -24,7 +24,8 @@ MOST_EPISODES = 2**32 - envs.EVAL_SEED         # numpy's seeds end there
 
 
 def play(act, env, number: int, best_of: int | None = None) -> dict:
-    """One evaluation episode -> {"success", "return", "length"}. act: see dfp.DFP.act."""
+    """One evaluation episode -> {"success", "return", "length"}. act: see dfp.DFP.act. Films show episodes played so;
+    tests/test_film.py holds the Evaluator to it."""
     obs, _ = env.reset(seed=envs.EVAL_SEED + number)
     noise = torch.Generator().manual_seed(envs.EVAL_SEED + number)
     rewards, over = [], False

@@ -41,12 +41,13 @@ class Run:
     # One generator per purpose, so that no purpose disturbs another. (Initial weights and training noise: dfp.py.)
     batch_rng: torch.Generator       # draws where the chunks of a batch begin, line 3
     acting_rng: torch.Generator      # draws the noise of line 1
-    tracker: object = None           # called with each row of a table, for --log
     step: int = 0                    # the last one that is complete
     stage: str = "offline"
+    # Of no interest to the algorithm:
+    tracker: object = None           # called with each row of a table, for --log
+    started: float = dataclasses.field(default_factory=time.time)
     world_state: dict | None = None        # the Collector's state, where a resumed run is in the middle of an episode
     stored: tuple = (0, 0)           # how many online transitions online.f32 holds, and their checksum
-    started: float = dataclasses.field(default_factory=time.time)
 
     def start_online(self) -> None:
         """Between the stages: pi_old becomes a copy of pi_theta."""
@@ -75,7 +76,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     if is_exported(folder):        # it holds ACTING alone: the rest, which only training needs, keeps its first weights
         state["algorithm"] = policy.state_dict() | {name: state["algorithm"].get(name) for name in ACTING}
     load_networks(policy, state, folder)
-    policy.step, policy.stage = state["step"], state.get("stage", "offline")
+    policy.step, policy.stage = state["step"], state.get("stage", "offline")       # for whoever tells of it
     return policy
 
 

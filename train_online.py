@@ -56,7 +56,7 @@ def online_stage(run: Run) -> None:
                 # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D, what is new included.
                 starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
-                # Lines 4-7. The gradient step: samples, the losses of theta and phi, Adam, the averages.
+                # Lines 4-7. The gradient step, dfp.DFP.update: samples, losses of theta and phi, Adam, the averages.
                 info = update(starts)
 
             stage.end_step(info)                     # counts it, logs, and saves and evaluates when that is due

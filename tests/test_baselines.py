@@ -9,10 +9,11 @@ from scipy import stats
 
 from baselines.flow import BFN, FQL, euler, flow_loss
 from baselines.meanflow import MVP, MeanFlowActor, MVPTopK, mean_flow, total_derivative, two_times
-from config import METHODS, TOPK, build
+from config import METHODS, build
 from critic import Critic
 from dfp import DFP
 from test_dfp import A, B, OBS, equal, make, make_batch
+from tools.checks import TOPK
 from tools.speed.fast import CompiledUpdate
 from tools.speed.halves import Halves
 from tools.training.saving import stage1_knobs

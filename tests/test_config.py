@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import (CUBES, MAY_DIFFER, METHODS, OFFLINE_RL, PRESETS, READ_BY, ROBOMIMIC, STAGE_2, TASKS, Config, UserError,
-                    build, from_plain)
+from config import CUBES, METHODS, OFFLINE_RL, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain
+from tools.checks import MAY_DIFFER, READ_BY, STAGE_2
 from tools.training import command_line
 from tools.training.command_line import parse
 

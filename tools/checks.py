@@ -1,4 +1,4 @@
-"""What config.py checks knobs with. Whatever the user can mend is a UserError, one line."""
+"""What knobs may be, and who reads them. Whatever the user can mend is a UserError, one line."""
 import dataclasses
 import difflib
 import os
@@ -31,6 +31,22 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+# ------------------------------------------------------------------------------------------------- who reads a knob
+# Only these methods read it. Given to another one it is refused.
+DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
+FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
+TOPK = (*DRIFT, "mvp-topk")
+READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + MVP,
+           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
+           "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
+# Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
+STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "mix_size")
+# These change how long a run is, what is told of it and how fast it is. They may be others when it is resumed.
+MAY_DIFFER = ("preset", "seeds", "offline_steps", "online_steps", "data", "data_dir", "data_device", "eval_every",
+              "eval_episodes", "final_episodes", "log_every", "device", "compile", "workers", "threads", "out",
+              "resume", "log")
+
+
 # ------------------------------------------------------------------------------------------------- names and values
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
 PATHS = ("data", "data_dir", "out")
@@ -57,17 +73,16 @@ def as_plain(name: str, value):
     return tuple(as_plain("", v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
-def check_given(given: dict, config_class, method: str, read_by: dict, names: dict, sources) -> None:
-    """UserError for unknown names, and for knobs that nothing would read. read_by: {knob: methods}. names: {knob: the
-    names that it may have}."""
+def check_given(given: dict, config_class, method: str, names: dict, sources) -> None:
+    """UserError for unknown names, and for knobs that nothing would read. names: {knob: the names that it may have}."""
     known_only(given, config_class)
     for kind, known in names.items():
         if kind in given and given[kind] not in known:
             raise UserError(f"unknown {kind} {given[kind]!r}{nearest(given[kind], known)} Known: {', '.join(known)}")
     for name in given:
-        if method not in read_by.get(name, (method,)):
+        if method not in READ_BY.get(name, (method,)):
             raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to "
-                            f"{', '.join(read_by[name])}")
+                            f"{', '.join(READ_BY[name])}")
     if method == "dfp-no-topk" and given.get("topk_weight"):
         raise UserError("--method dfp-no-topk means --topk-weight 0; for another weight take --method dfp")
     data = given.get("data", "auto")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import config
 from config import UserError
+from tools.checks import MAY_DIFFER, READ_BY
 from tools.training.files import EVAL_COLUMNS, read_config, read_rows
 from tools.training.saving import as_text
 
@@ -55,8 +56,8 @@ def preset(task: str, method: str, setting: str) -> config.Config:
 def knob_texts(c: config.Config) -> dict[str, str]:
     """{name: value as text} of the knobs that may change c's results."""
     return {f.name: as_text(getattr(c, f.name)) for f in dataclasses.fields(c)
-            if f.name not in (*config.MAY_DIFFER, "task", "method", "seed")
-            and c.method in config.READ_BY.get(f.name, (c.method,))}
+            if f.name not in (*MAY_DIFFER, "task", "method", "seed")
+            and c.method in READ_BY.get(f.name, (c.method,))}
 
 
 def departures(knobs: dict[str, str], usual: config.Config) -> list[str]:

@@ -6,8 +6,8 @@ import os
 import signal
 import sys
 
-from config import READ_BY, Config, UserError, build
-from tools.checks import option_name
+from config import Config, UserError, build
+from tools.checks import READ_BY, option_name
 
 # In the order of Config: the first knob of each group of options in --help.
 HEADINGS = {"task": "what to run", "offline_steps": "how long", "layers": "networks and optimiser",

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from buffer import FIELDS
-from config import MAY_DIFFER, METHODS, STAGE_2, Config, UserError, build, from_plain
+from config import METHODS, Config, UserError, build, from_plain
 from run import Run
-from tools.checks import option_name
+from tools.checks import MAY_DIFFER, STAGE_2, option_name
 from tools.training.files import cut_rows_after, load_networks, read_newest, save_state, take_rows, tensors
 
 
