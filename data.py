@@ -92,27 +92,27 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------ the data of a run
-def load(config, say=print, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (arrays by FIELDS, source). source, which config.json records: kind, why, path, files,
-    origin, sha256, transitions, episodes, successes, longest. given: the knobs that were set by hand. UserError where
-    there are no usable data."""
+def load(config, given=frozenset()) -> tuple[dict, dict]:
+    """The data of a run -> (dataset, source). dataset: arrays by FIELDS, or of many files what ShardBuffer takes.
+    source, for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest. given:
+    the knobs that were set by hand. UserError where there are no usable data."""
     task, folder = envs.task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
         # Which files: those on disk, fetched, or made now.
-        found = find(config, task, folder, READERS[task.suite], say, given)
+        found = find(config, given, task, folder, READERS[task.suite])
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
-        else:                                              # many files stay on disk: dataset is what ShardBuffer takes
+        else:                                              # many files become one array, which stays on disk
             dataset, counts = shards.load(found.paths, found.records, folder, task, read)
     source = dict(kind=found.kind, why=found.why, path=str(found.place), files=[*map(str, found.paths)],
                   origin=found.origin) | counts
-    say(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
-        f"{source['successes']:,} of them reach the goal ({source['path']})")
+    print(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
+          f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source
 
 
 if __name__ == "__main__":
     from tools.report.dataset import main as show
     from tools.training import command_line
-    command_line.main(lambda: show(load))
+    command_line.main(lambda: show(load))        # handed over, because files import one way

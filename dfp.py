@@ -93,8 +93,8 @@ class DFP:
         self.optimizer.step()                                                    # lines 5 and 6: theta and phi move
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """L_Q(phi), Eq. 1 over chunks. The next chunk, a', is the policy's best of N', valued by the
-        target critic."""
+        """L_Q(phi), Eq. 1 over chunks. The next chunk, a', is the best of N' by the online critic, valued by the target
+        critic."""
         with torch.no_grad():
             next_obs = batch["next_observations"]
             next_action = self.choose(next_obs, noise["next"])                                      # [B, D]

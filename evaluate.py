@@ -28,16 +28,14 @@ def play(act, env, number: int, best_of: int | None = None) -> dict:
     tests/test_film.py holds the Evaluator to it."""
     obs, _ = env.reset(seed=envs.EVAL_SEED + number)
     noise = torch.Generator().manual_seed(envs.EVAL_SEED + number)
-    rewards, over = [], False
-    while not over:
+    rewards = []
+    while True:
         chunk = act(obs[None], [noise], best_of)[0]                            # [H, A]
         for action in chunk.cpu().numpy():                                     # executed open loop
             obs, reward, terminated, truncated, info = env.step(action)
             rewards.append(reward)
-            over = terminated or truncated
-            if over:
-                break
-    return {"success": bool(info["success"]), "return": sum(rewards), "length": len(rewards)}
+            if terminated or truncated:
+                return {"success": bool(info["success"]), "return": sum(rewards), "length": len(rewards)}
 
 
 # --------------------------------------------------------------------------------------------------- the script
@@ -75,9 +73,10 @@ def main() -> None:
         result = evaluator(policy.act, args.episodes, best_of, first=args.first)
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
+    # tools/report compares runs by these rows: of runs alone, and on the same episodes.
     if not run.is_exported(args.run) and not args.first:
         row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
-        append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})               # kept for tools/report
+        append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})
 
 
 if __name__ == "__main__":

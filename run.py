@@ -73,10 +73,12 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    if is_exported(folder):        # it holds ACTING alone: the rest, which only training needs, keeps its first weights
-        state["algorithm"] = policy.state_dict() | {name: state["algorithm"].get(name) for name in ACTING}
+    if is_exported(folder):
+        # It holds ACTING alone. What only training needs stays as it was made. (None, for a missing one, is refused.)
+        exported = {name: state["algorithm"].get(name) for name in ACTING}
+        state["algorithm"] = policy.state_dict() | exported
     load_networks(policy, state, folder)
-    policy.step, policy.stage = state["step"], state.get("stage", "offline")       # for whoever tells of it
+    policy.step, policy.stage = state["step"], state.get("stage", "offline")       # offline.pt has no stage
     return policy
 
 

@@ -73,13 +73,13 @@ class MeanFlowActor(nn.Module):
         super().__init__()
         self.mlp = MLP(obs_dim + chunk_dim + 2, hidden, chunk_dim)
 
-    def velocity(self, obs: Tensor, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
+    def mean_velocity(self, obs: Tensor, z: Tensor, r: Tensor, t: Tensor) -> Tensor:
         """u(s, z, r, t): [..., O], [..., D], [..., 1] twice -> [..., D]."""
         return self.mlp(torch.cat([obs, z, r, t], dim=-1))
 
     def forward(self, obs: Tensor, noise: Tensor) -> Tensor:
-        r = torch.zeros_like(noise[..., :1])
-        return noise - self.velocity(obs, noise, r, r + 1)
+        zero = torch.zeros_like(noise[..., :1])
+        return noise - self.mean_velocity(obs, noise, zero, zero + 1)
 
 
 class MVP(DFP):
@@ -105,7 +105,7 @@ class MVP(DFP):
         """mean_flow() for the targets [B, n, D] of each state, noise [B, n, D] and normals for the times [B, n, 2]."""
         obs = batch["observations"][:, None].expand(-1, targets.shape[1], -1)                       # [B, n, O]
         r, t = two_times(times, self.config.time_mean, self.config.time_std)                        # [B, n, 1]
-        return mean_flow(partial(self.actor.velocity, obs), targets, noise, r, t)
+        return mean_flow(partial(self.actor.mean_velocity, obs), targets, noise, r, t)
 
     def draw_noise(self, batch_size):
         return {"next": self.normal(batch_size, self.config.best_of),

@@ -104,7 +104,7 @@ def test_derivative_against_finite_differences(compiled, request):
         request.getfixturevalue("compiler")
     torch.manual_seed(0)
     actor = MeanFlowActor(OBS, D, (32, 32)).double()
-    u, z, v = partial(actor.velocity, doubles(B, OBS)), doubles(B, D), doubles(B, D)
+    u, z, v = partial(actor.mean_velocity, doubles(B, OBS)), doubles(B, D), doubles(B, D)
     r, t = two_times(doubles(B, 2), -0.4, 1.0)
     jvp = torch.compile(total_derivative) if compiled else total_derivative
     derivative, e = jvp(u, z, r, t, v), 1e-5

@@ -61,7 +61,7 @@ def test_shipped_demonstrations(name, tmp_path):
     """The preset quick takes them and writes nothing beside them; all 300 succeed within the horizon."""
     path = sources.SHIPPED / f"{name}.hdf5"
     beside = sorted(sources.SHIPPED.iterdir())
-    dataset, source = data.load(build(dict(task=name, preset="quick", data_dir=str(tmp_path))), say=lambda _: None)
+    dataset, source = data.load(build(dict(task=name, preset="quick", data_dir=str(tmp_path))))
     assert source["kind"] == "generated" and source["path"] == str(path)
     assert source["episodes"] == source["successes"] == 300 and source["longest"] <= envs.task(name).horizon
     assert sorted(sources.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
@@ -107,15 +107,16 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------ which data a run gets
-def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_path):
+def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([], "host: unreachable"))
-    folder, said = generated["lift"].parent.parent, []
+    folder = generated["lift"].parent.parent
     config = build(dict(task="lift", preset="quick", data="auto", data_size=3, data_dir=str(folder)))
-    _, source = data.load(config, said.append)
+    _, source = data.load(config)
+    said = capsys.readouterr().out
     assert source["kind"] == "generated" and source["episodes"] == source["successes"] == 3
-    assert "NO OFFICIAL DATA" in said[0] and "unreachable" in said[0] and "unreachable" in source["why"]
-    shipped = data.load(build(dict(task="lift", data_dir=str(tmp_path))), said.append)[1]["path"]
-    assert shipped == str(sources.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in said[-2]
+    assert "NO OFFICIAL DATA" in said and "unreachable" in said and "unreachable" in source["why"]
+    shipped = data.load(build(dict(task="lift", data_dir=str(tmp_path))))[1]["path"]
+    assert shipped == str(sources.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in capsys.readouterr().out
     with pytest.raises(UserError, match="could not be obtained"):
         data.load(build(dict(task="lift", data="official", data_dir=str(folder))))
 
@@ -125,7 +126,7 @@ def test_official_files_of_other_projects_are_found(generated, monkeypatch, tmp_
     place = tmp_path / ".robomimic/lift/mh/low_dim_v15.hdf5"
     place.parent.mkdir(parents=True)
     shutil.copy(generated["lift"], place)
-    _, source = data.load(build(dict(task="lift", data_dir=str(tmp_path / "data"))), lambda _: None)
+    _, source = data.load(build(dict(task="lift", data_dir=str(tmp_path / "data"))))
     assert source["kind"] == "official" and source["path"] == str(place)
 
 

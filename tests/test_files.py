@@ -312,7 +312,7 @@ def test_only_what_can_be_had_again_is_told_to_be_deleted(tmp_path, generated):
     shutil.copy2(generated["lift"], made)
     shutil.copy2(files.record_path(generated["lift"]), files.record_path(made))
     config = build(dict(task="lift", data="generated", data_size=3, data_dir=str(tmp_path)))
-    assert data.load(config, lambda _: None)[1]["kind"] == "generated"
+    assert data.load(config)[1]["kind"] == "generated"
     made.write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="has changed since .*; delete it to fetch or generate it again"):
         data.load(config)

@@ -49,7 +49,7 @@ def test_words_and_picture(generated, tmp_path):
         folder = generated[task.name].parent.parent
         knobs = dict(task=task.name, data="generated", data_size=size, data_dir=str(folder))
         knobs |= dict(goal_share=0.3) if task is CUBE else {}
-        dataset, source = data.load(build(knobs), lambda _: None)
+        dataset, source = data.load(build(knobs))
         text += check.description(build(knobs), dataset, source)
         picture = draw(task, dataset, source, tmp_path)
         assert picture == tmp_path / f"data-{task.name}.png" and picture.stat().st_size > 5000
@@ -69,7 +69,7 @@ def test_check_notices_what_size_and_time_do_not_show(generated, tmp_path):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert path.stat().st_size == stat.st_size
     config = build(dict(task="lift", data="generated", data_size=3, data_dir=str(tmp_path)))
-    _, source = data.load(config, lambda _: None)          # the same size and time: not noticed here
+    _, source = data.load(config)          # the same size and time: not noticed here
     with pytest.raises(UserError, match="no longer has the checksum that was recorded; delete it to fetch or generate"):
         check.replay(LIFT, source, 1)
     with pytest.raises(UserError, match="at least one"):

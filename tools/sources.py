@@ -34,7 +34,7 @@ class Found:
         return {name: value for name, value in self.records[0].items() if name not in RECORD}
 
 
-def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> Found:
+def find(config, given: set[str], task: envs.Task, folder: Path, read) -> Found:
     """read(path, task) raises for what is broken; given: the knobs that were given by hand. UserError where there are
     no such data, or where they do not read such a knob."""
     if config.data not in SOURCES:
@@ -49,8 +49,8 @@ def find(config, task: envs.Task, folder: Path, read, say, given: set[str]) -> F
                             "--data generated makes a stand-in")
         if not found:
             if config.data == "auto":
-                say(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked "
-                    "so. ***")
+                print(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are "
+                      "marked so. ***")
             kind, found = "generated", stand_ins(config, task, folder)
     refuse_unread(config, given, kind, found, task)
     records = []

@@ -42,7 +42,7 @@ def meanflow() -> None:
         return 0.7 * (2.0 * torch.randint(2, (n, 1)) - 1) + 0.05 * torch.randn(n, 1)
 
     def u(z, r, t):                                          # u(z_t, r, t) of meanflow.py
-        return actor.velocity(state(len(z)), z, r, t)
+        return actor.mean_velocity(state(len(z)), z, r, t)
 
     def loss():
         mf, ivc = mean_flow(u, data(256), torch.randn(256, 1), *two_times(torch.randn(256, 2), -0.4, 1.0))

@@ -2,7 +2,7 @@
 
 A set recorded with another simulator or other gains teaches nothing: its actions no longer do what they did.
 """
-import functools
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -27,7 +27,8 @@ def main(load) -> None:
     asked, rest = parser.parse_known_args()
     about = "Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes."
     config, given = command_line.parse(about, rest)
-    dataset, source = load(config, functools.partial(print, file=sys.stderr), given)
+    with contextlib.redirect_stdout(sys.stderr):
+        dataset, source = load(config, given)
     print(description(config, dataset, source))
     if asked.picture:
         from tools.pictures.data import draw                     # late: matplotlib takes a second to import

@@ -38,7 +38,7 @@ def load_data(config: Config, given: set[str]) -> tuple[dict, dict]:
         config = dataclasses.replace(config, data=kind_begun(config, given) or "auto")
     from data import load                            # late: one that only reads a run needs no readers of data files
     from tools.official.files import lengths
-    dataset, source = load(config, given=given)
+    dataset, source = load(config, given)
     if source["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has "
                         f"{source['longest']} steps)")
