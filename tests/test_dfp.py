@@ -226,6 +226,18 @@ def test_a_loss_that_cannot_be_halved_is_taken_as_written(own, monkeypatch, caps
     assert "not that of the losses as written" in capsys.readouterr().out and (third != 1).all() == (own != "candidates")
 
 
+def test_near_ties_in_bf16_are_no_fault_of_the_halves(monkeypatch):
+    """Compiled, the K best may be others where candidates are nearly as good. The gradients on the same K are compared."""
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    algo = make(online=True)
+    step, K = halves.Halves(algo), algo.config.top_k
+    step.positives = lambda obs, noise: sample(algo.actor_old, obs, noise)[:, -K:]              # any K
+    batch, noise = make_batch(), algo.draw_noise(B)
+    assert not torch.equal(step.positives(batch["observations"], noise["candidates"]),
+                           algo.positives(batch["observations"], noise["candidates"]))
+    step.update(batch, noise)                                                                   # no ValueError
+
+
 def test_gelu_has_one_value_in_two_forms():
     x = torch.linspace(-12, 12, 4801, dtype=torch.float64)
     form = torch.compile(gelu, backend="eager")                  # written for the compiler; it generates no code here
