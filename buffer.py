@@ -12,7 +12,7 @@ from torch import Tensor
 from config import UserError
 from critic import chunk_return
 
-STEP_FIELDS = ("observations", "actions", "rewards", "masks", "terminals")
+STEP_FIELDS = ("observations", "actions", "rewards", "masks", "terminals")       # of every step of a chunk
 FIELDS = (*STEP_FIELDS, "next_observations")
 
 
@@ -32,7 +32,7 @@ class ReplayBuffer:
         self.offline_size = self.size = len(dataset["observations"])
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        self.cuts = []           # numbers of the online transitions that end_episode() marked, for checkpoints
+        self.cuts = []           # numbers of the online transitions that end_episode() marked: checkpoints list them
 
         def with_room(values):
             return room_behind(values, online_capacity, self.device)

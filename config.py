@@ -155,48 +155,56 @@ def task_values(task: str) -> dict:
     return {} if task in ROBOMIMIC else TASK_VALUES.get(task.rpartition("-task")[0], OGBENCH)
 
 
+# ------------------------------------------------------------------------------------------------- presets
 def preset_values(preset: str, task: str, method: str) -> dict:
     """What the preset changes. UserError where it has nothing for the task or the method."""
-    family = METHODS[method].family
+    if preset == "quick":
+        return quick(task)
+    if preset == "laptop":
+        return laptop(task)
+    is_dfp = METHODS[method].family == "dfp"
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
-        if family != "dfp":
+        if not is_dfp:
             raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
         return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
-    if preset == "offline-rl":
+    if preset == "offline-rl":   # Table 8; baselines as they are
         if task not in TABLE_8:
             raise UserError(f"--preset offline-rl has values for {', '.join(TABLE_8)} only (Table 8), not for {task}")
-        own = dict(chunk=1, best_of=1, topk_offline=True) | TABLE_8[task]
-        return (own if family == "dfp" else {}) | dict(online_steps=0, warmup=0)         # baselines as they are
-    if preset == "quick":        # the same algorithm at a smaller size: minutes
-        return QUICK | QUICK_TASK.get(task, {})
-    if preset == "laptop":       # and at a middle one: an hour or two
-        return LAPTOP | LAPTOP_TASK.get(task, {})
+        table_8 = dict(chunk=1, best_of=1, topk_offline=True) | TABLE_8[task] if is_dfp else {}
+        return table_8 | dict(online_steps=0, warmup=0)
     return {}
 
 
-# One thread: a second makes such small updates a third faster, but takes the core that the simulator needs meanwhile.
-QUICK = dict(threads=1, hidden=128, batch_size=128, offline_steps=8_000, online_steps=16_000, warmup=500,
-             eval_every=4_000, eval_episodes=20, final_episodes=50, log_every=100, data="generated", data_size=100_000)
-QUICK_TASK = {
-    "lift": dict(data_size=300),                               # the set that comes with the project, as below
-    # These two need more updates, so their networks are narrower. Such a network learns faster with a larger learning
-    # rate: results/batch. Their episodes are long, so they are evaluated less often.
-    "can": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=12_000),
-    "square": dict(data_size=300, hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000, eval_every=24_000),
+def quick(task: str) -> dict:
+    """The same algorithm at a smaller size: minutes."""
+    # One thread: a second makes such small updates a third faster, but takes the core that the simulator needs.
+    values = dict(threads=1, hidden=128, batch_size=128, offline_steps=8_000, online_steps=16_000, warmup=500,
+                  log_every=100, eval_every=4_000, eval_episodes=20, final_episodes=50, data="generated",
+                  data_size=100_000)
+    if task in ROBOMIMIC:
+        values.update(data_size=300)             # the set that comes with the project
+    if task in ("can", "square"):
+        # These need more updates, so their networks are narrower. Such a network learns faster with a larger learning
+        # rate: results/batch. Their episodes are long, so they are evaluated less often.
+        values.update(hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000)
+        values.update(eval_every=12_000 if task == "can" else 24_000)
     # Random play hardly ever reaches a task's goal, and these sets are small: half of each is aimed at the goal.
-    "cube-single-task2": dict(data_size=40_000, goal_share=0.5),
-} | {t: dict(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000) for t in CUBES}
+    if task == "cube-single-task2":
+        values.update(data_size=40_000, goal_share=0.5)
+    if task in CUBES:
+        values.update(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000)
+    return values
 
 
-# Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
-LAPTOP = QUICK | dict(lr=5e-4, offline_steps=120_000, online_steps=60_000, eval_every=30_000, data_size=200_000)
-LAPTOP_SHORT = dict(offline_steps=20_000, online_steps=20_000, eval_every=10_000)
-LAPTOP_TASK = {
-    "lift": LAPTOP_SHORT | dict(data_size=300),
-    "can": dict(data_size=300),
-    "square": dict(data_size=300),
-    "cube-single-task2": LAPTOP_SHORT | dict(data_size=100_000, goal_share=0.5),
-} | {t: dict(goal_share=0.5) for t in CUBES}
+def laptop(task: str) -> dict:
+    """A middle size: an hour or two."""
+    # Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
+    values = quick(task) | dict(hidden=128, lr=5e-4, offline_steps=120_000, online_steps=60_000, eval_every=30_000)
+    if task in ("lift", "cube-single-task2"):
+        values.update(offline_steps=20_000, online_steps=20_000, eval_every=10_000)
+    if task not in ROBOMIMIC:
+        values.update(data_size=100_000 if task == "cube-single-task2" else 200_000)
+    return values
 
 
 # ------------------------------------------------------------------------------------------------- one Config

@@ -105,8 +105,7 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
         else:                                              # many files become one array, which stays on disk
             dataset, counts = shards.load(found.paths, found.records, folder, task, read)
-    source = dict(kind=found.kind, why=found.why, path=str(found.place), files=[*map(str, found.paths)],
-                  origin=found.origin) | counts
+    source = found.about() | counts
     print(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
           f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source
@@ -115,4 +114,4 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
 if __name__ == "__main__":
     from tools.report.dataset import main as show
     from tools.training import command_line
-    command_line.main(lambda: show(load))        # handed over, because files import one way
+    command_line.main(lambda: show(load))            # tells, draws or replays what load() gives

@@ -130,9 +130,9 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     force, rms = 0.0, []
     for temperature in temperatures:
         logits = -distance / temperature
-        # 3. Affinity: the square root of two softmaxes' product. Over targets: which of them a sample sees. Over
-        # samples: whom a target pulls, so that one which a near sample claims pulls the others less. The floor 1e-6
-        # leaves every pair at least 1e-3, self-pairs too: a sample far from all data is still pulled.
+        # 3. Affinity: the square root of two softmaxes' product. Over targets: which of them a sample attends to. Over
+        # samples: a target that is close to one sample attracts the others less. The floor 1e-6 leaves every pair at
+        # least 1e-3, self-pairs too: a sample far from all data is still attracted.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         # 4. The force: attraction minus repulsion.
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]

@@ -11,7 +11,7 @@
         curve.png        eval.csv, drawn
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`
-    run.export("runs/lift/dfp/generated/quick/seed0", "policies/lift")                 the policy alone, to give away
+    python -m tools.export runs/lift/dfp/generated/quick/seed0 policies/lift           the policy alone, to give away
 """
 import dataclasses
 import importlib
@@ -22,10 +22,10 @@ import torch
 
 import envs
 from buffer import ReplayBuffer
-from config import METHODS, SOURCES, Config, UserError
+from config import METHODS, Config, UserError
 from dfp import DFP
 from tools.speed.fast import bf16_pays
-from tools.training.files import load_networks, read_config, read_newest, save_state, write_json
+from tools.training.files import load_networks, read_config, read_newest
 
 ACTING = ("actor", "critic")         # the networks that choose an action
 
@@ -73,11 +73,8 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    if is_exported(folder):
-        # It holds ACTING alone. What only training needs stays as it was made. (None, for a missing one, is refused.)
-        exported = {name: state["algorithm"].get(name) for name in ACTING}
-        state["algorithm"] = policy.state_dict() | exported
-    load_networks(policy, state, folder)
+    # An exported policy holds ACTING alone. What only training needs stays as it was made.
+    load_networks(policy, state, folder, ACTING if is_exported(folder) else None)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")       # offline.pt has no stage
     return policy
 
@@ -92,21 +89,3 @@ def newest(folder: Path) -> dict:
 
 def is_exported(folder: Path) -> bool:
     return (folder / "policy.pt").exists()
-
-
-def export(folder: str | Path, to: str | Path) -> None:
-    """A run's policy alone, into a folder of its own: what acts, and a config.json without paths. load() and
-    evaluate.py take it like a run. UserError where the second folder holds a run."""
-    folder, to = Path(folder).expanduser(), Path(to).expanduser()
-    (config, record), state = read_config(folder), newest(folder)
-    if (to / "config.json").exists() and not is_exported(to):
-        raise UserError(f"{to} holds a run already")
-    kind = record["data"]["kind"]
-    config = dataclasses.replace(config, data=kind if kind in SOURCES else "auto", data_dir="", out="runs",
-                                 resume=False)
-    counts = {name: record["data"].get(name) for name in ("kind", "sha256", "transitions", "episodes")}
-    to.mkdir(parents=True, exist_ok=True)
-    networks = {name: state["algorithm"][name] for name in ACTING}
-    save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
-    record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
-    write_json(to / "config.json", record)

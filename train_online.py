@@ -57,7 +57,7 @@ def online_stage(run: Run) -> None:
                 starts = run.buffer.starts(c.batch_size, run.batch_rng)
 
                 # Lines 4-7. The gradient step, dfp.DFP.update: samples, losses of theta and phi, Adam, the averages.
-                info = update(starts)
+                info = update(starts)                # = algo.update(buffer.chunks(starts)), made fast
 
             stage.end_step(info)                     # counts it, logs, and saves and evaluates when that is due
 

@@ -20,6 +20,7 @@ from buffer import FIELDS, ReplayBuffer
 from config import UserError, build
 from conftest import ROOT
 from test_scripts import script
+from tools import export
 from tools.standins import generate
 from tools.training import command_line, files, saving
 from tools.training.files import EVAL_COLUMNS, append_row, cut_rows_after, read_rows
@@ -255,12 +256,13 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
     def chunks(where):
         return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
     alone, before = tmp_path / "policies" / "lift", contents(folder)
-    run.export(folder, alone)
+    monkeypatch.setattr("sys.argv", ["export", str(folder), str(alone)])
+    export.main()
     assert torch.equal(chunks(alone), chunks(folder)) and run.load(alone).step == 8
     assert sorted(path.name for path in alone.iterdir()) == ["config.json", "policy.pt"]
     assert (alone / "policy.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 3
     assert str(tmp_path) not in (alone / "config.json").read_text()
-    assert "holds a run already" in said(run.export, alone, folder) and contents(folder) == before
+    assert "holds a run already" in said(export.export, alone, folder) and contents(folder) == before
     result = {"success": 0.5, "episodes": 2, "length": 3.0, "return": -3.0}
     monkeypatch.setattr("evaluate.Evaluator.__call__", lambda *_, **__: result)
     for where, words in ((alone, []), (folder, ["--first", "50"]), (folder, [])):

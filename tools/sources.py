@@ -25,13 +25,11 @@ class Found:
     paths: list[Path]      # several lie in one folder
     records: list[dict]    # of these files
 
-    @property
-    def place(self) -> Path:
-        return self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
-
-    @property
-    def origin(self) -> dict:
-        return {name: value for name, value in self.records[0].items() if name not in RECORD}
+    def about(self) -> dict:
+        """What config.json says of them."""
+        place = self.paths[0] if len(self.paths) == 1 else self.paths[0].parent
+        origin = {name: value for name, value in self.records[0].items() if name not in RECORD}
+        return dict(kind=self.kind, why=self.why, path=str(place), files=[*map(str, self.paths)], origin=origin)
 
 
 def find(config, given: set[str], task: envs.Task, folder: Path, read) -> Found:

@@ -104,10 +104,12 @@ def read_newest(path: Path, set_aside: bool = False) -> dict | None:
     return None
 
 
-def load_networks(algo, state: dict, where: Path) -> None:
-    """A checkpoint's state into an algorithm. UserError where it is another one's, or not finite."""
+def load_networks(algo, state: dict, where: Path, only: tuple[str, ...] | None = None) -> None:
+    """A checkpoint's state, or these parts of it, into an algorithm. UserError where it is another one's, or not
+    finite."""
     try:
-        algo.load_state_dict(state["algorithm"])
+        saved = state["algorithm"]
+        algo.load_state_dict(algo.state_dict() | {name: saved[name] for name in only} if only else saved)
         for weight, adam in algo.optimizer.state.items():        # strict=True looks at weights alone
             if adam["exp_avg"].shape != weight.shape or adam["exp_avg_sq"].shape != weight.shape:
                 raise ValueError("Adam's moments are of another size")
