@@ -9,7 +9,7 @@ The defaults are the paper's for lift, can and square. Each knob is an option of
 Which methods read a knob, and which knobs may differ when a run is resumed, tools/checks.py tells.
 """
 import dataclasses
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tools.checks import UserError, as_plain, check, check_given, known_only
@@ -170,7 +170,7 @@ def preset_values(preset: str, task: str, method: str) -> dict:
     if preset == "offline-rl":   # Table 8; baselines as they are
         if task not in TABLE_8:
             raise UserError(f"--preset offline-rl has values for {', '.join(TABLE_8)} only (Table 8), not for {task}")
-        table_8 = dict(chunk=1, best_of=1, topk_offline=True) | TABLE_8[task] if is_dfp else {}
+        table_8 = (dict(chunk=1, best_of=1, topk_offline=True) | TABLE_8[task]) if is_dfp else {}
         return table_8 | dict(online_steps=0, warmup=0)
     return {}
 

@@ -64,7 +64,8 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
     follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)
-    rewards, masks = files.relabel(rows, task)       # ogbench's own, row by row: -(conditions unmet), 0 where none is
+    # ogbench's own function puts the simulator into each row's qpos: reward -(conditions unmet), mask 0 where none is.
+    rewards, masks = files.relabel(rows, task)
     # Rows that have a successor. Of terminals 0 0 1 these are two transitions, and the second is the last.
     index = np.flatnonzero(rows["terminals"] == 0)
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
@@ -96,9 +97,9 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, source). dataset: arrays by FIELDS, or of many files what ShardBuffer takes.
     source, for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest. given:
     the knobs that were set by hand. UserError where there are no usable data."""
-    task, folder = envs.task(config.task), Path(config.data_dir or "data")
+    task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        # Which files: those on disk, fetched, or made now.
+        # Which files: those on disk, fetched, or made now. Each has a record: its origin and checksum.
         found = find(config, given, task, folder, READERS[task.suite])
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)

@@ -121,7 +121,8 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     # The mean is ONE number for the whole batch, not one per state: temperatures are shares of it, so the kernel is as
     # wide in every state. Self-pairs count (as released). The floor 1e-3 matters only if all sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
-    # 2. Distances are measured in this mean, coordinates in the typical gap along one of them.
+    # 2. Distances are measured in this mean, coordinates in the typical gap along one of them. So the loss, and its
+    # gradient, do not depend on the scale of actions.
     distance = distance / scale.clamp_min(1e-3)
     unit = (scale / D**0.5).clamp_min(1e-3)
     # A sample's own copy, at distance 0, would take nearly all the weight. 100 units push it out of both softmaxes.

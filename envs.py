@@ -57,7 +57,7 @@ def _tasks() -> dict[str, Task]:
 TABLE = _tasks()
 
 
-def task(name: str | Task) -> Task:
+def find_task(name: str | Task) -> Task:
     """The task of that name, or the Task itself. UserError for an unknown name."""
     if isinstance(name, Task):
         return name
@@ -68,7 +68,7 @@ def task(name: str | Task) -> Task:
 
 def make(name: str | Task, **overrides) -> gymnasium.Env:
     """The environment of a task of config.TASKS; overrides go to the simulator. UserError for an unknown name."""
-    found = task(name)
+    found = find_task(name)
     if found.suite == "own":
         from tools.simulators.own import OwnEnv
         return OwnEnv(found, found.factory(**overrides))
@@ -80,11 +80,29 @@ def make(name: str | Task, **overrides) -> gymnasium.Env:
 OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 
 
+def robosuite_arguments(source: str) -> dict:
+    """What the official v1.5 files record as env_args, so that generated and official data come from one
+    environment."""
+    osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
+               output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
+               damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
+               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
+               gripper=dict(type="GRIP"))
+    return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
+                lite_physics=True,              # replayed demonstrations agree bit for bit with it off; on is faster
+                reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
+                has_renderer=False, has_offscreen_renderer=False,
+                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
+                # there.
+                hard_reset=source == "Lift")
+
+
 def make_robosuite(name: str | Task, **overrides):
-    """The raw robosuite environment of a Robomimic task (tools/standins/operators.py demonstrates in it). Arm and
-    controller are as the official files record them: OSC_POSE at 20 Hz. Its step is an equal, faster one."""
+    """The raw robosuite environment of a Robomimic task, in which tools/standins/operators.py demonstrates. Its step()
+    is replaced by a faster one with equal results: tools/simulators/fast_robosuite.py."""
     from tools.simulators import robosuite_setup
-    return robosuite_setup.make(task(name).source, **overrides)
+    source = find_task(name).source
+    return robosuite_setup.make(source, robosuite_arguments(source) | overrides)
 
 
 def robosuite_obs(raw: dict) -> dict[str, np.ndarray]:
@@ -160,16 +178,16 @@ class OGBenchEnv(gymnasium.Wrapper):
 
 
 # --------------------------------------------------------------------------------------------------- your own
-def register(name: str, make, horizon: int) -> Task:
-    """A task of your own: from here on every function and option knows it. make() -> a gymnasium environment with flat
-    observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where there
-    is neither, termination. UserError for other spaces, and for a name that a folder cannot have."""
+def register(name: str, make_env, horizon: int) -> Task:
+    """A task of your own: from here on every function and option knows it. make_env() -> a gymnasium environment with
+    flat observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where
+    there is neither, termination. UserError for other spaces, and for a name that a folder cannot have."""
     from tools.simulators import own
     end_in_one_line()
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")
-    env = make()
-    new = Task(name, "own", "", horizon, *own.checked_sizes(name, env), factory=make)
+    env = make_env()
+    new = Task(name, "own", "", horizon, *own.checked_sizes(name, env), factory=make_env)
     own.try_out(new, env)
     TABLE[name] = new
     if name not in TASKS:

@@ -69,12 +69,13 @@ def main() -> None:
     if args.film:
         film.film(policy, args.film, play, range(args.first, args.first + min(3, args.episodes)), best_of)
     workers = min(args.workers or cores(), args.episodes)
-    with contextlib.closing(Evaluator(envs.task(policy.config.task), workers)) as evaluator:
+    # The episodes of play(), side by side.
+    with contextlib.closing(Evaluator(envs.find_task(policy.config.task), workers)) as evaluator:
         result = evaluator(policy.act, args.episodes, best_of, first=args.first)
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
-    # tools/report compares runs by these rows: of runs alone, and on the same episodes.
-    if not run.is_exported(args.run) and not args.first:
+    of_a_run, usual_episodes = not run.is_exported(args.run), args.first == 0
+    if of_a_run and usual_episodes:                        # rows by which tools/report compares runs
         row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
         append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})
 

@@ -5,7 +5,7 @@
         train.csv        losses and diagnostics: step, stage, then by name
         eval.csv         step, stage, success, episodes, length, return, seconds
         evaluate.csv     the same, by evaluate.py
-        offline.pt       the end of stage 1, which siblings may start from
+        offline.pt       the end of stage 1, from which runs that differ in stage 2 alone may start
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
         online.f32       the transitions seen online, which checkpoints count but do not contain
         curve.png        eval.csv, drawn
@@ -71,7 +71,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     folder = Path(folder).expanduser()
     config, _ = read_config(folder)
     state = newest(folder)
-    task = envs.task(config.task)
+    task = envs.find_task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
     # An exported policy holds ACTING alone. What only training needs stays as it was made.
     load_networks(policy, state, folder, ACTING if is_exported(folder) else None)

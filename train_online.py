@@ -39,12 +39,15 @@ def online_stage(run: Run) -> None:
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:                    # numbered on from stage 1, until the last or until Ctrl-C
+            # play() sends a chunk off and returns at once. outcome() waits for what its next action led to. So the
+            # simulator plays on while an update runs.
+
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
                 chunk = act(world.obs[None], run.acting_rng)[0]                  # [H, A]
-                world.play(chunk)                    # sent to the simulator's process, which resets and steps
+                world.play(chunk)
 
-            # Line 2. The buffer grows: D <- D + (s, a, r, s'), one step of the chunk, while the simulator plays on.
+            # Line 2. The buffer grows: D <- D + (s, a, r, s'), one step of the chunk.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
             if transition is None:                   # rare: the simulator was lost and could not be restored
                 run.buffer.end_episode()             # its episode ends, and this step is repeated in a new one

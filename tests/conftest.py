@@ -31,8 +31,8 @@ def generated(tmp_path_factory):
     import envs
     from tools.standins.generate import generate
     folder = tmp_path_factory.mktemp("data") / "generated"
-    return {"lift": generate(envs.task("lift"), 3, folder, workers=2)[0],
-            "cube-single-task2": generate(envs.task("cube-single-task2"), 1400, folder, 0.3, workers=2)[0]}
+    return {"lift": generate(envs.find_task("lift"), 3, folder, workers=2)[0],
+            "cube-single-task2": generate(envs.find_task("cube-single-task2"), 1400, folder, 0.3, workers=2)[0]}
 
 
 @pytest.fixture(scope="session")

@@ -85,4 +85,4 @@ def live(folder, words: list[str], mouth_, output) -> None:
         command_line.main(train_online.main)
     else:
         generate._play = generate._aimed = episode
-        command_line.main(lambda: generate.generate(envs.task("cube-single-task2"), 600, Path("data"), 0.3, workers=2))
+        command_line.main(lambda: generate.generate(envs.find_task("cube-single-task2"), 600, Path("data"), 0.3, workers=2))

@@ -173,7 +173,7 @@ def test_a_killed_run_leaves_no_worker_behind_that_hangs(tmp_path):
 
 def test_a_set_whose_maker_was_killed_while_tidying_up(tmp_path, monkeypatch):
     def make():
-        return generate.generate(envs.task("cube-single-task2"), 80, tmp_path, workers=1)[0]
+        return generate.generate(envs.find_task("cube-single-task2"), 80, tmp_path, workers=1)[0]
     monkeypatch.setattr(generate, "_play", crash_run.episode)
     with monkeypatch.context() as killed:                        # with the set and its record there, the attempts too
         killed.setattr(generate.shutil, "rmtree", lambda *_, **__: None)

@@ -12,7 +12,6 @@ import envs
 from config import UserError, build
 from tools import sources
 from tools.official import files
-from tools.simulators import robosuite_setup
 
 
 # ---------------------------------------------------------------------------------------------------------- Robomimic
@@ -35,7 +34,7 @@ def test_robomimic_file_is_read_by_robomimic_itself(generated, tmp_path):
     theirs = SequenceDataset(str(path), obs_keys=list(envs.OBS_KEYS), seq_length=1, load_next_obs=True,
                              dataset_keys=("actions", "rewards", "dones"), filter_by_attribute="train",
                              hdf5_cache_mode="low_dim")
-    ours = data.read(path, envs.task("lift"))
+    ours = data.read(path, envs.find_task("lift"))
     assert len(theirs) == len(ours["rewards"])
     for i in range(0, len(theirs), 7):                     # robomimic orders demos as we do
         item = theirs[i]
@@ -47,7 +46,7 @@ def test_robomimic_file_is_read_by_robomimic_itself(generated, tmp_path):
 
 
 def test_robomimic_conventions(generated):
-    d = data.read(generated["lift"], envs.task("lift"))
+    d = data.read(generated["lift"], envs.find_task("lift"))
     assert set(np.unique(d["rewards"])) == {-1.0, 0.0}                          # r - 1
     assert np.array_equal(d["masks"], 1 - d["terminals"])                       # both from dones
     assert np.array_equal(d["rewards"] == 0, d["terminals"] == 1)               # only successes are kept
@@ -63,7 +62,7 @@ def test_shipped_demonstrations(name, tmp_path):
     beside = sorted(sources.SHIPPED.iterdir())
     dataset, source = data.load(build(dict(task=name, preset="quick", data_dir=str(tmp_path))))
     assert source["kind"] == "generated" and source["path"] == str(path)
-    assert source["episodes"] == source["successes"] == 300 and source["longest"] <= envs.task(name).horizon
+    assert source["episodes"] == source["successes"] == 300 and source["longest"] <= envs.find_task(name).horizon
     assert sorted(sources.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
     with h5py.File(path) as file:
         operators = [demo.attrs["operator"] for demo in file["data"].values()]
@@ -72,7 +71,7 @@ def test_shipped_demonstrations(name, tmp_path):
 
 def test_demonstrations_replay_in_the_environment(generated):
     """Recorded actions, played open loop from the recorded seed's state, lead to the recorded observations."""
-    rows = data.read(generated["lift"], envs.task("lift"))
+    rows = data.read(generated["lift"], envs.find_task("lift"))
     first, end = np.flatnonzero(rows["terminals"])[:2] + 1                     # of the second demonstration
     env = envs.make("lift")
     env.reset(seed=envs.DATA_SEED + 1)
@@ -83,7 +82,7 @@ def test_demonstrations_replay_in_the_environment(generated):
     env.close()
     with h5py.File(generated["lift"], "r") as file:        # robosuite.make(env_name, **env_kwargs) is that environment
         args = json.loads(file["data"].attrs["env_args"])
-        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(robosuite_setup.arguments("Lift")))
+        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(envs.robosuite_arguments("Lift")))
         assert file["data/demo_1"].attrs["num_samples"] == end - first and set(file["mask"]) >= {"train", "valid"}
 
 
@@ -95,13 +94,13 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
         shutil.copy(path, tmp_path / name)
     _, theirs, _ = ogbench.make_env_and_datasets("cube-single-play-singletask-task2-v0",
                                                  dataset_path=str(tmp_path / "x.npz"))
-    ours = data.read(path, envs.task("cube-single-task2"))
+    ours = data.read(path, envs.find_task("cube-single-task2"))
     for name in ("observations", "next_observations", "rewards", "masks", "terminals"):
         assert np.array_equal(ours[name], theirs[name]), name
     assert np.allclose(ours["actions"], theirs["actions"], atol=2e-5)
     assert (ours["masks"] == 0).any() and np.array_equal(ours["masks"] == 0, ours["rewards"] == 0)
     rows = np.load(path)                                   # from the cube's position alone: within 4 cm of the goal
-    goal = files.simulator_of(envs.task("cube-single-task2")).unwrapped.task_infos[1]["goal_xyzs"][0]
+    goal = files.simulator_of(envs.find_task("cube-single-task2")).unwrapped.task_infos[1]["goal_xyzs"][0]
     cube = rows["qpos"][~rows["terminals"]][:, 14:17]
     assert np.array_equal(np.linalg.norm(cube - goal, axis=1) <= 0.04, ours["masks"] == 0)
 

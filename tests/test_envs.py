@@ -23,7 +23,7 @@ def test_seeds_make_episodes(name):
     env, fresh = envs.make(name), envs.make(name)
     a, b, again = (rollout(env, seed) for seed in (5, 6, 5))
     assert np.array_equal(a, again) and np.array_equal(a, rollout(fresh, 5)) and not np.array_equal(a[0], b[0])
-    assert a.dtype == np.float32 and a.shape[1] == envs.task(name).obs_dim
+    assert a.dtype == np.float32 and a.shape[1] == envs.find_task(name).obs_dim
     assert name not in ROBOMIMIC or (a[0][9:16] != 0).any()                # not the stale zeros that follow a reset
     env.close()
     fresh.close()
@@ -67,7 +67,7 @@ def test_every_task_has_its_sizes_and_horizon():
                 "cube-quadruple": 1000, "scene": 750, "puzzle-3x3": 500, "puzzle-4x4": 500}
     width = {}
     for name in TASKS:
-        t = envs.task(name)
+        t = envs.find_task(name)
         assert t.horizon == horizons[name.rsplit("-task", 1)[0]]
         if t.suite == "ogbench":
             env = envs.make(name)

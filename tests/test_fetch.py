@@ -13,7 +13,7 @@ from config import UserError, build
 from tools.official import fetch, files
 
 CONTENT = b"\x89HDF" + bytes(range(256)) * 4000
-LIFT = envs.task("lift")
+LIFT = envs.find_task("lift")
 
 
 class Host(http.server.BaseHTTPRequestHandler):
@@ -148,11 +148,11 @@ def test_many_files_count_together(host, tmp_path, monkeypatch):
 
 
 def test_where_official_files_are():
-    names, hosts, home = fetch.official(envs.task("cube-quadruple-task3"))
+    names, hosts, home = fetch.official(envs.find_task("cube-quadruple-task3"))
     assert len(names) == 100 and len(hosts) == 2
     assert names[99] == "cube-quadruple-play-100m-v0/cube-quadruple-play-v0-099.npz"
-    assert fetch.official(envs.task("scene-task2"))[0] == ["scene-play-v0.npz"] and home == Path("~/.ogbench/data")
-    names, hosts, home = fetch.official(envs.task("can"))
+    assert fetch.official(envs.find_task("scene-task2"))[0] == ["scene-play-v0.npz"] and home == Path("~/.ogbench/data")
+    names, hosts, home = fetch.official(envs.find_task("can"))
     hub = "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/"
     assert hosts[0] + names[0] == hub + "v1.5/can/mh/low_dim_v15.hdf5"
     assert str(home / names[0]) == "~/.robomimic/can/mh/low_dim_v15.hdf5"

@@ -20,11 +20,10 @@ from buffer import FIELDS
 from config import UserError, build
 from test_data import with_next_obs
 from tools.official import files
-from tools.simulators import robosuite_setup
 from tools.training.files import one_at_a_time, say_once
 from toy import make_dataset
 
-LIFT, CUBE, SCENE = (envs.task(name) for name in ("lift", "cube-single-task2", "scene-task2"))
+LIFT, CUBE, SCENE = (envs.find_task(name) for name in ("lift", "cube-single-task2", "scene-task2"))
 OWN = envs.Task("reach", "own", "", 50, 3, 2)
 
 
@@ -172,8 +171,8 @@ def test_buttons_and_rounding(tmp_path):
 def test_a_file_of_another_task(generated):
     lift, cube = generated["lift"], generated["cube-single-task2"]
     with pytest.raises(UserError, match="was recorded in Lift, and can is PickPlaceCan: it is another task's$"):
-        data.read(lift, envs.task("can"))                  # ours, and in order: not to be deleted
-    assert "observations have shape" in complaint(cube, envs.task("cube-double-task2"))
+        data.read(lift, envs.find_task("can"))                  # ours, and in order: not to be deleted
+    assert "observations have shape" in complaint(cube, envs.find_task("cube-double-task2"))
     assert "it is no HDF5 file" in complaint(cube, LIFT) and "no 'observations'" in complaint(lift, CUBE)
 
 
@@ -266,7 +265,7 @@ def test_another_robot_is_told(tmp_path, generated, capsys):
         say_once.cache_clear()
         assert complaint(path, LIFT) == complaint(path, LIFT) == ""
         return [line.partition("other settings: ")[2] for line in capsys.readouterr().out.splitlines()]
-    right = robosuite_setup.arguments("Lift")["controller_configs"]["body_parts"]["right"]
+    right = envs.robosuite_arguments("Lift")["controller_configs"]["body_parts"]["right"]
     assert told() == told(robots="Panda", controller_configs=right) == []
     assert told(robots=["Sawyer"], control_freq=100) == [
         "robots is ['Sawyer'] in the file, ['Panda'] here", "control_freq is 100 in the file, 20 here"]

@@ -90,7 +90,7 @@ def test_q_is_drawn_and_the_end_is_told():
 
 @pytest.mark.parametrize("ending", ["gif", "mp4"])
 def test_files(policy, ending, tmp_path, monkeypatch):
-    monkeypatch.setattr(envs, "task", lambda name: SimpleNamespace(suite="own"))
+    monkeypatch.setattr(envs, "find_task", lambda name: SimpleNamespace(suite="own"))
     monkeypatch.setattr(envs, "make", lambda name, **rendering: painted())
     path = tmp_path / "films" / f"out.{ending}"
     frames = sum(len(filmed(policy, e)[0].frames) + film.HOLD for e in range(2))

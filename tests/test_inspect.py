@@ -17,7 +17,7 @@ from tools.simulators import robosuite_setup
 from tools.standins import generate
 from tools.training.files import say_once
 
-LIFT, CUBE = envs.task("lift"), envs.task("cube-single-task2")
+LIFT, CUBE = envs.find_task("lift"), envs.find_task("cube-single-task2")
 
 
 def test_another_version_is_named(generated, tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_check_notices_what_size_and_time_do_not_show(generated, tmp_path):
 
 def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, capsys):
     """What `python data.py --check 2` prints, first with the gain that recorded the file, then with another."""
-    usual = robosuite_setup.arguments
+    usual = envs.robosuite_arguments
     words = f"--task lift --data generated --data-size 3 --data-dir {generated['lift'].parents[1]} --check 2"
     monkeypatch.setattr("sys.argv", ["data.py", *words.split()])
     check.main(data.load)
@@ -88,8 +88,8 @@ def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, caps
         args = copy.deepcopy(usual(name))
         args["controller_configs"]["body_parts"]["right"]["kp"] = 30
         return args
-    monkeypatch.setattr(robosuite_setup, "arguments", soft)
+    monkeypatch.setattr(envs, "robosuite_arguments", soft)
     say_once.cache_clear()
     with pytest.raises(UserError, match="does not fit the simulator that is installed here"):
         check.main(data.load)
-    assert "controller_configs.body_parts.right.kp is 150 in the file, 30 here" in capsys.readouterr().out
+    assert "controller_configs.body_parts.right.kp is 150 in the file, 30 here" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def learner(task: envs.Task):
 @pytest.mark.parametrize("name", ["toy", "cube-single-task2", "lift"])
 def test_collecting_equals_taking_turns_and_goes_on_in_the_middle(name):
     """The simulator that works ahead gives what a plain loop gives, to the last bit; also where it is cut."""
-    task = toy.TASK if name == "toy" else envs.task(name)
+    task = toy.TASK if name == "toy" else envs.find_task(name)
     act = learner(task)
     with Collector(task, 7) as world:
         rows = collected(world, act, 7)                                        # in the middle of the third chunk
@@ -90,7 +90,7 @@ def test_a_run_is_algorithm_1_step_by_step(train, tmp_path):
     c, env, episode, over, chunk = read_config(folder)[0], envs.make("toy"), 0, True, []
     algo = algorithm(c, 3, 2, "cpu")
     algo.start_online()
-    buffer = ReplayBuffer(read(tmp_path / "toy.npz", envs.task("toy")), c.online_steps, c.chunk, c.discount)
+    buffer = ReplayBuffer(read(tmp_path / "toy.npz", envs.find_task("toy")), c.online_steps, c.chunk, c.discount)
     acting, batches = (torch.Generator().manual_seed(c.seed + k) for k in (2, 3))
     for step in range(c.online_steps):
         if over:

@@ -104,7 +104,7 @@ def test_what_cannot_be_a_task(spaces, says):
 def test_names_that_no_task_can_have(name):
     with pytest.raises(UserError, match="is a task of the paper" if name == "lift" else "cannot name a task"):
         envs.register(name, Blank, horizon=5)
-    assert name not in envs.TABLE or envs.task("lift").obs_dim == 19
+    assert name not in envs.TABLE or envs.find_task("lift").obs_dim == 19
 
 
 BROKEN = {                       # what its reset, its step return; what the line says

@@ -16,7 +16,7 @@ from conftest import ROOT
 from tools.official import files, shards
 from tools.training.saving import fill_online, online_rows
 
-CUBE = envs.task("cube-single-task2")
+CUBE = envs.find_task("cube-single-task2")
 LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]             # of the trajectories in each file
 
 
@@ -201,7 +201,7 @@ torch.set_num_threads(1)
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 paths = sorted(Path({folder!r}).glob("*.npz"))
-task = envs.task("cube-single-task2")
+task = envs.find_task("cube-single-task2")
 files.simulator_of(task).reset()                # has memory of its own
 begin = anonymous()
 records = [dict(sha256=str(i)) for i in range(len(paths))]

@@ -13,7 +13,7 @@ from tools.official import files
 from tools.standins import generate, operators
 from tools.training.files import one_at_a_time
 
-LIFT, CUBE = envs.task("lift"), envs.task("cube-single-task2")
+LIFT, CUBE = envs.find_task("lift"), envs.find_task("cube-single-task2")
 
 
 def test_generation_is_deterministic_cached_and_resumes(generated, tmp_path):
@@ -81,7 +81,7 @@ def test_processes_that_make_no_episode_end_in_one_line(episode, message, tmp_pa
 
 def test_episodes_are_aimed_at_a_goal_for_cubes_only(tmp_path):
     with pytest.raises(UserError, match="^--goal-share: episodes are aimed at a goal for cubes only$"):
-        generate.generate(envs.task("scene-task2"), 1000, tmp_path, 0.5)
+        generate.generate(envs.find_task("scene-task2"), 1000, tmp_path, 0.5)
     assert [*tmp_path.iterdir()] == []
 
 
@@ -93,7 +93,7 @@ def test_play_of_every_environment(name, tmp_path):
     the goal get there."""
     from tools.report.dataset import replay_ogbench
     from tools.standins.play import goal_episode, play_episode
-    task = envs.task(name)
+    task = envs.find_task(name)
     generate.write_ogbench(tmp_path / "play.npz", [play_episode(task.source, seed, 201) for seed in (0, 1)])
     fits, text = replay_ogbench(task, tmp_path / "play.npz", 2)
     assert fits, text

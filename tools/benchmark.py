@@ -83,7 +83,7 @@ def build(args, method: str = "dfp", **knobs) -> config.Config:
 
 def update_of(c: config.Config, device, online: bool, size: int = 100_000):
     """A function that makes one whole update, of c.seeds seeds at once, on transitions that are made up."""
-    task, runs = envs.task(c.task), []
+    task, runs = envs.find_task(c.task), []
     obs, next_obs, action = *torch.rand(2, size, task.obs_dim), torch.rand(size, task.action_dim)
     dataset = dict(observations=obs, actions=action, rewards=torch.rand(size), masks=torch.ones(size),
                    terminals=torch.zeros(size), next_observations=next_obs)
@@ -136,7 +136,7 @@ def updates(args, peak):
 
 
 def acting(args):
-    task, times = envs.task(args.task), {}
+    task, times = envs.find_task(args.task), {}
     obs = np.zeros((1, task.obs_dim), np.float32)
     for method in args.methods:
         c = build(args, method)

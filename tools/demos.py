@@ -18,7 +18,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.size < 1 or args.workers < 0 or not 0 <= args.goal_share <= 1:
         raise UserError("--size must be positive, --workers not negative, and --goal-share must lie in [0, 1]")
-    for path in generate(envs.task(args.task), args.size, args.folder, args.goal_share, args.workers):
+    for path in generate(envs.find_task(args.task), args.size, args.folder, args.goal_share, args.workers):
         print(path)
 
 

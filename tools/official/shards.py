@@ -59,7 +59,7 @@ def sizes(index: dict) -> dict:
 
 def append(place: Path, index: dict, path: Path, read) -> dict:
     """One file at the end of the arrays -> its counts."""
-    tasks = [envs.task(name) for name in index["tasks"]]
+    tasks = [envs.find_task(name) for name in index["tasks"]]
     dataset, play = read(path, tasks[0]), files.play(path, tasks[0])
     others = [files.relabel(play, task)[0][play["terminals"] == 0] for task in tasks[1:]]
     terminals, rewards = dataset["terminals"], np.stack([dataset["rewards"], *others], axis=1)      # [n], [n, tasks]

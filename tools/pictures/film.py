@@ -35,7 +35,7 @@ def choose_renderer() -> None:
 def rendering(task: str) -> dict:
     """What envs.make() must be told so that env.render() gives pictures."""
     return {"robomimic": dict(has_offscreen_renderer=True), "ogbench": dict(width=SIZE, height=SIZE),
-            "own": dict(render_mode="rgb_array")}[envs.task(task).suite]
+            "own": dict(render_mode="rgb_array")}[envs.find_task(task).suite]
 
 
 class Camera(gymnasium.Wrapper):

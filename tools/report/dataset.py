@@ -32,9 +32,9 @@ def main(load) -> None:
     print(description(config, dataset, source))
     if asked.picture:
         from tools.pictures.data import draw                     # late: matplotlib takes a second to import
-        print(f"picture    {draw(envs.task(config.task), dataset, source, Path(asked.picture))}")
+        print(f"picture    {draw(envs.find_task(config.task), dataset, source, Path(asked.picture))}")
     if asked.check is not None:
-        replay(envs.task(config.task), source, asked.check)
+        replay(envs.find_task(config.task), source, asked.check)
 
 
 def description(config: Config, dataset: dict, source: dict) -> str:

@@ -22,7 +22,8 @@ class Collector(contextlib.AbstractContextManager):
     """run_seed: the run's, from which every episode gets its own. state: what state_dict() gave, to go on there."""
 
     def __init__(self, task: str | envs.Task, run_seed: int, state: dict | None = None):
-        self.make, self.run_seed, self.simulator, self.lost = partial(envs.make, envs.task(task)), run_seed, None, 0
+        self.make, self.run_seed = partial(envs.make, envs.find_task(task)), run_seed
+        self.simulator, self.lost = None, 0
         state = state or {"episode": 0, "now": None, "played": [], "left": []}
         self.episode, self.now = state["episode"], state["now"]          # the observation [O]; None: not here yet
         self.played, self.left = [*state["played"]], [*state["left"]]    # actions [A] of the episode, of the chunk

@@ -1,25 +1,8 @@
-"""How robosuite is set up for lift, can and square, and imported: late, and quietly."""
+"""robosuite, imported late and quietly, and made fast."""
 import logging
 import os
 
 from tools.checks import UserError
-
-
-def arguments(source: str) -> dict:
-    """What the official v1.5 files record as env_args, so that generated and official data come from one
-    environment."""
-    osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
-               output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
-               damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
-               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
-               gripper=dict(type="GRIP"))
-    return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
-                lite_physics=True,              # replayed demonstrations agree bit for bit with it off; on is faster
-                reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
-                has_renderer=False, has_offscreen_renderer=False,
-                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
-                # there.
-                hard_reset=source == "Lift")
 
 
 def _errors_only(record) -> bool:
@@ -43,8 +26,8 @@ def import_robosuite():
     return robosuite
 
 
-def make(source: str, **overrides):
+def make(source: str, arguments: dict):
     """The environment of that name, stepped by fast_robosuite.py where that may be."""
-    env = import_robosuite().make(source, **arguments(source) | overrides)
+    env = import_robosuite().make(source, **arguments)
     from tools.simulators.fast_robosuite import quicken      # late: it imports robosuite
     return quicken(env)

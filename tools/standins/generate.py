@@ -168,7 +168,7 @@ def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
     first, of its model the lines in which it differs from the first episode's."""
     import h5py
     env_args = dict(env_name=task.source, env_version=robosuite_setup.import_robosuite().__version__, type=1,
-                    env_kwargs=robosuite_setup.arguments(task.source))
+                    env_kwargs=envs.robosuite_arguments(task.source))
     with h5py.File(path, "w", track_order=True, libver="latest") as file:        # an older layout takes twice the room
         data, masks, total, first = file.create_group("data"), {"valid": [], "train": []}, 0, None
         for i, episode in enumerate(episodes):

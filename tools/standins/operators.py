@@ -248,7 +248,7 @@ def demonstrate(env, task: str, seed: int) -> dict | None:
     operator = OPERATORS[seed % len(OPERATORS)]
     raw, hand = begin(env, task, operator, seed, np.random.default_rng(seed))
     first_state, seen, actions, success = env.sim.get_state().flatten(), [], [], False
-    while not success and len(actions) < envs.task(task).horizon:
+    while not success and len(actions) < envs.find_task(task).horizon:
         seen.append(envs.robosuite_obs(raw))
         actions.append(hand.act(raw))
         raw = env.step(actions[-1])[0]

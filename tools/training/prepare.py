@@ -58,7 +58,7 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
     if config.threads:
         torch.set_num_threads(config.threads)
     set_precision(config)
-    task = envs.task(config.task)
+    task = envs.find_task(config.task)
     dataset, source = loaded or load_data(config, given)
     folder = folder_of(config, given, source["kind"])
     with one_at_a_time(folder, wait=False), tracker(config.log, folder) as log:

@@ -47,7 +47,7 @@ class Stage:
         c = run.config
         self.ends = (c.offline_steps, c.offline_steps + c.online_steps)          # of both stages
         workers = min(c.workers or cores(), max(c.eval_episodes, c.final_episodes))
-        self.evaluator = Evaluator(envs.task(c.task), workers)
+        self.evaluator = Evaluator(envs.find_task(c.task), workers)
 
     def __enter__(self):
         self.open()
