@@ -48,7 +48,8 @@ def test_act_best_of_and_generators():
     # best of N': the chosen chunk scores at least as high as each raw sample of the same noise
     noise = torch.randn(8, 4, 5 * A, generator=torch.Generator().manual_seed(3))
     samples = algo.actor(obs[:, None].expand(-1, 4, -1), noise).clamp(-1, 1)
-    assert torch.equal(algo.critic.value(obs, actions.flatten(1)), algo.critic.value(obs, samples).amax(1))
+    chosen, best = algo.critic.value(obs, actions.flatten(1)), algo.critic.value(obs, samples).amax(1)
+    assert torch.allclose(chosen, best, atol=1e-6)           # processors round batches of other sizes differently
 
     def generators(rows):
         return [torch.Generator().manual_seed(i) for i in rows]
