@@ -239,6 +239,17 @@ def test_near_ties_in_bf16_are_no_fault_of_the_halves(monkeypatch):
     step.update(batch, noise)                                                                   # no ValueError
 
 
+def test_halves_without_topk_choose_nothing(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+    algo = make(online=True, method="dfp-no-topk")
+    step, before = halves.Halves(algo), make(online=True, method="dfp-no-topk")
+    step.positives = mock.Mock(side_effect=AssertionError("candidates were ranked"))
+    batch, noise = make_batch(), algo.draw_noise(B)
+    step.update(batch, noise)
+    before.update(batch, noise)
+    assert "candidates" in noise and torch.allclose(algo.actor.mlp.linears[0].weight, before.actor.mlp.linears[0].weight)
+
+
 def test_gelu_has_one_value_in_two_forms():
     x = torch.linspace(-12, 12, 4801, dtype=torch.float64)
     form = torch.compile(gelu, backend="eager")                  # written for the compiler; it generates no code here

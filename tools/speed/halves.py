@@ -49,7 +49,7 @@ class Halves:
         a third network, or reads noise["candidates"] itself."""
         weights = [weight for group in self.algo.optimizer.param_groups for weight in group["params"]]
         written = copy.copy(self.algo)
-        if "candidates" in noise:
+        if self.has_topk(noise):
             # The same K best for both: of candidates that are nearly as good, bf16 prefers now one, now the other.
             best = torch.cat([self.positives(half(batch["observations"]), half(noise["candidates"]))
                               for half in (first_half, second_half)])
@@ -63,9 +63,13 @@ class Halves:
             if (mine - right).norm() > ALIKE * right.norm():
                 raise ValueError("a gradient of the compiled halves is not that of the losses as written")
 
+    def has_topk(self, noise: dict) -> bool:
+        """Whether the actor's loss asks for the K best. dfp-no-topk draws candidates too, and leaves them."""
+        return "candidates" in noise and self.algo.config.topk_weight > 0
+
     def critic_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         result = Result(self.critic.parameters)
-        if "candidates" in noise:
+        if self.has_topk(noise):
             self.best = self.aside(self.positives, *map(second_half, (batch["observations"], noise["candidates"])))
         self.job = self.aside(self.critic, batch, noise, result)
         return result.loss, result.info
@@ -73,7 +77,7 @@ class Halves:
     def actor_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
         result = Result(self.actor.parameters)
         try:
-            if "candidates" in noise:
+            if self.has_topk(noise):
                 best = self.positives(*map(first_half, (batch["observations"], noise["candidates"])))
                 noise = noise | {"candidates": torch.cat([best, self.best.result()])}
             self.actor(batch, noise, result)
