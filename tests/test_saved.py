@@ -255,6 +255,9 @@ def test_damaged_records_are_refused(folder):
 def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
     def chunks(where):
         return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
+    record = json.loads((folder / "config.json").read_text())
+    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path))        # places of this machine
+    (folder / "config.json").write_text(json.dumps(record))
     alone, before = tmp_path / "policies" / "lift", contents(folder)
     monkeypatch.setattr("sys.argv", ["export", str(folder), str(alone)])
     export.main()
