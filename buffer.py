@@ -18,8 +18,8 @@ FIELDS = (*STEP_FIELDS, "next_observations")
 
 class ReplayBuffer:
     """The data's n transitions, numbered from 0, then up to `online_capacity` online ones in the order they happened.
-    Nothing is overwritten. (The released code keeps a ring of max(2M, n + 1), which eats into large data sets.) Sets in
-    many files have a subclass, with its own starts(), transitions() and online().
+    Nothing is overwritten. (The released code keeps a ring of max(2M, n + 1), which eats into large data sets.) A set
+    in many files has a subclass, ShardBuffer in tools/official/shards.py.
 
     dataset: an array [n, ...] for each of FIELDS. The arrays lie on `device`, batches go to `batch_device`.
     UserError for a dataset shorter than one chunk.
@@ -32,7 +32,7 @@ class ReplayBuffer:
         self.offline_size = self.size = len(dataset["observations"])
         if self.size < chunk:
             raise UserError(f"the data hold {self.size} transitions, fewer than one chunk of {chunk}")
-        self.cuts = []           # numbers of the online transitions that end_episode() marked: checkpoints list them
+        self.cuts = []           # online transitions that end_episode() marked, by number; for checkpoints
 
         def with_room(values):
             return room_behind(values, online_capacity, self.device)
@@ -45,7 +45,7 @@ class ReplayBuffer:
         self.terminals[self.offline_size - 1] = 1        # what comes next online is another episode in any case
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
-    # In two steps, chunks(starts(B)): on a GPU the second is part of a recorded graph, and drawing numbers is not.
+    # In two steps, chunks(starts(B)): on a GPU the second is part of a recorded graph, which cannot draw numbers.
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """Rows where chunks begin, uniform over everything stored: [B]."""
         return torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)
@@ -61,8 +61,8 @@ class ReplayBuffer:
         valid [B, H]                 1 while no episode ended at an *earlier* step: terminals 0 0 1 0 0 give 1 1 1 0 0
 
         A chunk that runs past an episode's end has valid[:, -1] = 0. The critic ignores it, and L_BC masks the steps
-        that are not valid. So no step of the next episode is a target. (OGBench's play goes on after a goal is reached.
-        There masks are 0 in mid-episode, and the chunk's later rewards count, as in the released code.)
+        that are not valid. So no step of the next episode is a target. (OGBench's play goes on after a goal is reached:
+        a mask may be 0 in mid-episode. It ends the bootstrap, and the chunk's later rewards still count, as released.)
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]

@@ -18,7 +18,7 @@ PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 
 
 class Method(NamedTuple):
-    family: str       # methods of one family have the same stage 1 if their knobs agree
+    family: str       # methods of one family share stage 1 where the knobs that it reads agree
     source: str       # module and class
     values: dict      # knobs of its own, as App. A.2 has them
 
@@ -92,17 +92,17 @@ class Config:
     data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
                          "ogbench keep them)")
-    data_size: int = knob(0, "demonstrations (Robomimic) or transitions (OGBench) to generate; 0 = 300 or 1M. Of "
-                          "official sets in many files: transitions to use; 0 = all")
+    data_size: int = knob(0, "generated data: how many demonstrations (Robomimic) or transitions (OGBench), 0 = 300 or "
+                          "1M; official sets of many files: how many transitions to use, 0 = all")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
                             "are many files", ("auto", "cpu", "cuda"))
-    mix_size: int = knob(1_000_000, "data of many files: in an online batch they weigh as much as so many online "
-                         "transitions")
+    mix_size: int = knob(1_000_000, "M, for data of many files: with n online transitions a share n / (M + n) of a "
+                         "batch is online")
     goal_share: float = knob(0.0, "generated data of cubes: share of transitions from episodes aimed at the goal")
 
     # ---- evaluation and running
     eval_every: int = knob(100_000, "steps between evaluations")
-    eval_episodes: int = knob(50, "episodes of an evaluation; given as an option, at the end of a stage too")
+    eval_episodes: int = knob(50, "episodes of an evaluation; where it is set by hand, also of a stage's last one")
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage")
     log_every: int = knob(500, "steps between rows of train.csv")
     device: str = knob("auto", "where to train", ("auto", "cpu", "cuda"))

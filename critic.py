@@ -4,9 +4,9 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
     y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]     (Eq. 1)
 
-m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk takes no part if the
-episode ends before the chunk's last step (`valid` in td_loss): of an episode that succeeds at step 100, with H = 5, the
-last chunk to count is 96 to 100, and its m is 0. The H-step return needs no correction although the data are
+m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk that reaches past the
+episode's end takes no part (`valid` in td_loss). Say an episode succeeds at step 100 and H = 5: the last chunk to count
+is that of steps 96 to 100, and its m is 0. The H-step return needs no correction although the data are
 off-policy: Q is asked about exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper
 writes a' ~ pi_theta; here, as in the released code, a' is the best of N' samples, see topk.py.
 
@@ -46,11 +46,11 @@ class Critic(nn.Module):
         self.offsets = nn.ParameterList(torch.zeros(ensemble, 1, h) for h in hidden)
 
     def forward(self, obs: Tensor, chunk: Tensor) -> Tensor:
-        """Each member's Q: obs [..., O], chunk [..., D] -> [E, ...]. No trailing 1 is left: (B, 1) minus (B,) would
-        silently broadcast to (B, B)."""
+        """Each member's Q: obs [..., O], chunk [..., D] -> [E, ...], without a trailing 1: (B, 1) minus (B,)
+        would silently broadcast to (B, B)."""
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
-        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, B, O+D]
+        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, all states, O+D]
         for layer, (gain, offset) in enumerate(zip(self.gains, self.offsets)):                # the hidden layers
             x = gelu(x @ self.weights[layer] + self.biases[layer])
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).

@@ -36,10 +36,11 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
         data/demo_0/obs/<key> [T, n], actions [T, A], rewards [T] of 0 and 1, dones [T];  often next_obs/<key> [T, n]
 
-    Rewards become r - 1. Terminals and masks both follow from `dones`, as released. A demonstration ends with success:
-    its last `done` is taken for 1, as it is in the official sets.
+    Rewards become r - 1. `dones` gives the terminals and the masks, as in the released code. A demonstration ends with
+    success, so its last `done` is set to 1. In the official sets it is 1 already.
     """
-    sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))          # the object's part differs between tasks
+    # An observation joins these keys in this order. The width of the last, the object, depends on the task.
+    sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))
 
     def observation(demo, group):
         return np.concatenate([demo[f"{group}/{key}"] for key in sizes], axis=1)                    # [T, O]
@@ -48,7 +49,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         obs = observation(demo, "obs")
         if "next_obs/object" in demo:
             next_obs = observation(demo, "next_obs")
-        else:                                    # the following row's obs; the last one is not used, its mask is 0
+        else:                                    # the next row's obs; the last row's is not used, as its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
         dones = demo["dones"]
         dones[-1] = 1
@@ -64,9 +65,11 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
     follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)
-    # ogbench's own function puts the simulator into each row's qpos: reward -(conditions unmet), mask 0 where none is.
+    # A reward is minus the number of the goal's conditions that are unmet in a row. The mask is 0 where all are met.
+    # ogbench's own function finds out, as it puts a simulator into the row's qpos.
     rewards, masks = files.relabel(rows, task)
-    # Rows that have a successor. Of terminals 0 0 1 these are two transitions, and the second is the last.
+    # Each row but a trajectory's last begins a transition, which leads to the next row. The one that leads to the last
+    # row is the last transition: its terminal is 1.
     index = np.flatnonzero(rows["terminals"] == 0)
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
             "masks": masks[index], "terminals": rows["terminals"][index + 1],
@@ -84,8 +87,8 @@ READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own
 
 
 def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5):
-    the released code does so for Robomimic."""
+    """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5),
+    as the released code does for Robomimic."""
     with files.errors_in_one_line(path, task):
         dataset = READERS[task.suite](path, task)
     dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
@@ -94,17 +97,23 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (dataset, source). dataset: arrays by FIELDS, or of many files what ShardBuffer takes.
-    source, for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest. given:
-    the knobs that were set by hand. UserError where there are no usable data."""
+    """The data of a run -> (dataset, source).
+
+    given     knobs set by hand; one that these data would not read is refused
+    dataset   arrays by FIELDS; a set of many files is one array on disk instead, for ShardBuffer
+    source    for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest
+
+    UserError where there are no usable data.
+    """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
-    with one_at_a_time(folder):                            # processes started side by side fetch or generate once
-        # Which files: those on disk, fetched, or made now. Each has a record: its origin and checksum.
+    with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
+        # Which files: found on disk, fetched, or generated now. Each has a record of its origin and checksum. A file
+        # that has none yet is read first, to see whether it is whole: for this find() needs the reader.
         found = find(config, given, task, folder, READERS[task.suite])
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
-        else:                                              # many files become one array, which stays on disk
+        else:
             dataset, counts = shards.load(found.paths, found.records, folder, task, read)
     source = found.about() | counts
     print(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
@@ -115,4 +124,4 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
 if __name__ == "__main__":
     from tools.report.dataset import main as show
     from tools.training import command_line
-    command_line.main(lambda: show(load))            # tells, draws or replays what load() gives
+    command_line.main(lambda: show(load))                  # tells what load() gives, draws it or replays it

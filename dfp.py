@@ -72,11 +72,11 @@ class DFP:
         """
         phi_loss_of, theta_loss_of = losses or (self.critic_loss, self.actor_loss)
         noise = noise or self.draw_noise(len(batch["rewards"]))
-        # Line 6. The Bellman error of phi. It may come before line 5: no parameter moves until both losses are there.
+        # Line 6. The critic's Bellman error. Its order with line 5 is free, as parameters move at the very end.
         phi_loss, critic_info = phi_loss_of(batch, noise)
         # Lines 4-5. Samples of pi_theta, the critic's favourites among the proposals of pi_old, and the loss of theta.
         theta_loss, actor_info = theta_loss_of(batch, noise)
-        # The gradient step on both, and line 7. They share no parameter, so one backward pass serves both.
+        # Line 7, and the gradient step. Each loss has a gradient for its own network alone, so their sum serves both.
         self.gradient_step(phi_loss + theta_loss)
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
@@ -163,7 +163,7 @@ class DFP:
     def act(self, obs, generator=None, best_of: int | None = None) -> Tensor:
         """Line 1. obs [n, O] (array or tensor) -> chunks [n, H, A], float32 in [-1, 1], on the policy's device.
 
-        generator: a CPU torch.Generator, or a list with one for each row, which makes a row's action independent of
+        generator: a CPU torch.Generator, or a list of them, one for each row: then a row's action does not depend on
         the other rows. best_of: None = the method's N', 1 = the raw policy. ValueError for any other obs.
         """
         obs = torch.as_tensor(obs, dtype=torch.float32)

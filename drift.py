@@ -64,12 +64,12 @@ def drift_loss(
     negatives  [B, M, D]  further samples to move away from, or None
     temperatures          kernel widths (R in Deng et al., h in Table 5) as shares of the batch's mean distance; their
                           forces are added. A small one sharpens, a large one reaches samples that are still far away.
-                          With many positives a state include one of 1 or more, or all samples may collapse onto the
-                          mean.
-    mask       [B, D]     0/1; coordinates with 0 take no part: drift_loss(x, y, mask=m) = drift_loss(x*m, y*m). Used
-                          for chunk steps that lie past an episode's end.
-    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; all of them zero give NaN. DFP gives none, nor further
-               negatives
+                          If a state has many positives, one of them should be 1 or more. Otherwise all samples may
+                          collapse onto the mean.
+    mask       [B, D]     0 or 1; where it is 0, x and y are set to 0 before anything else. DFP does so for chunk steps
+                          past an episode's end.
+    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; weights that are all zero give NaN. DFP has no use for
+               weights, nor for further negatives.
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
     and "force_rms_<R>", the root mean square of each temperature's force before it is normalised. Raises ValueError
@@ -78,8 +78,8 @@ def drift_loss(
 
     The value says nothing about progress. With one temperature its mean over the batch is 1 *by construction*: the
     force is divided by its own size. With n of them it is at most n^2. Samples that have arrived are still pushed, in
-    each batch to another side. So watch the samples: their distance to the data and their spread. force_rms tells as
-    little: it is also small where all samples have collapsed.
+    each batch to another side. So watch the samples: their distance to the data and their spread. A falling
+    force_rms is no progress either: it also falls when all samples collapse.
     """
     if negatives is None:
         negatives = generated.new_zeros(generated.shape[0], 0, generated.shape[-1])
@@ -113,16 +113,16 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     weights [B, 1, T]. Returns the scale [], the unit of coordinates [], the force [B, G, D] in this unit, and a list of
     each temperature's root mean square []."""
     G, D = x.shape[1:]
-    # 1. Distances, and their mean. From differences, not from |x|^2 + |y|^2 - 2xy: that loses half the digits where
-    # samples are close, where a small temperature looks. No distance is below 1e-4, not even a sample's to itself.
+    # 1. Distances, and their mean. They come from differences. |x|^2 + |y|^2 - 2xy would lose half the digits where
+    # samples are close, and there a small temperature looks. No distance is below 1e-4, a sample's to itself included.
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 
     # The mean is ONE number for the whole batch, not one per state: temperatures are shares of it, so the kernel is as
     # wide in every state. Self-pairs count (as released). The floor 1e-3 matters only if all sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
-    # 2. Distances are measured in this mean, coordinates in the typical gap along one of them. So the loss, and its
-    # gradient, do not depend on the scale of actions.
+    # 2. Distances are divided by this mean, coordinates by mean / sqrt(D), the typical gap along one coordinate. So the
+    # loss, and its gradient, do not depend on the scale of actions.
     distance = distance / scale.clamp_min(1e-3)
     unit = (scale / D**0.5).clamp_min(1e-3)
     # A sample's own copy, at distance 0, would take nearly all the weight. 100 units push it out of both softmaxes.
@@ -132,8 +132,8 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     for temperature in temperatures:
         logits = -distance / temperature
         # 3. Affinity: the square root of two softmaxes' product. Over targets: which of them a sample attends to. Over
-        # samples: a target that is close to one sample attracts the others less. The floor 1e-6 leaves every pair at
-        # least 1e-3, self-pairs too: a sample far from all data is still attracted.
+        # samples: a target that is close to one sample attracts the others less. The floor 1e-6 leaves every pair an
+        # affinity of 1e-3, so a sample far from all data is still attracted. Self-pairs have it too, and add it to S-.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         # 4. The force: attraction minus repulsion.
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]
@@ -148,8 +148,8 @@ def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
     """The k_ij of F_i = sum_j k_ij (y_j - x_i), from affinities A [B, G, T] whose first targets are the negatives:
 
         F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+_i, S-_i the sums of A_i over each
-            = S+_i S-_i (V+ - V-):  Eq. 3 with kernel A, times a gate. The gate S+_i S-_i is large for samples that are
-                                    close to positives and to negatives: those move most.
+            = S+_i S-_i (V+ - V-):  Eq. 3 with A in place of the kernel k, times a gate. The gate S+_i S-_i is large for
+                                    samples that are close to positives and to negatives: those move most.
 
     They sum to zero for each i, as those of V+ - V- do: attraction and repulsion have equal totals.
     """

@@ -13,8 +13,8 @@ from tools.training.stage import Stage, tell_end
 
 
 def offline_stage(run: Run) -> None:
-    """Stage 1, from where the run stands; ends in offline.pt. Its loss is L_BC alone. Table 8's pure offline setting
-    adds L_topK; only there does pi_old move."""
+    """Stage 1, from where the run stands; ends in offline.pt. The policy's loss is L_BC alone. Table 8's pure
+    offline setting adds L_topK; only there does pi_old move."""
     c = run.config
     # update(starts) is dfp.DFP.update on the chunks that begin in the rows `starts` of the buffer. tools/speed/fast.py
     # makes it fast; --no-compile runs dfp.py as it is written, for breakpoints.

@@ -39,8 +39,8 @@ def online_stage(run: Run) -> None:
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:                    # numbered on from stage 1, until the last or until Ctrl-C
-            # play() sends a chunk off and returns at once. outcome() waits for what its next action led to. So the
-            # simulator plays on while an update runs.
+            # play() sends a chunk off and returns at once. outcome() waits until its next action has been played. So
+            # the simulator plays on while an update runs.
 
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
@@ -50,7 +50,7 @@ def online_stage(run: Run) -> None:
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), one step of the chunk.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
             if transition is None:                   # rare: the simulator was lost and could not be restored
-                run.buffer.end_episode()             # its episode ends, and this step is repeated in a new one
+                run.buffer.end_episode()             # a new episode has begun; stage.steps gives this step again
                 continue
             run.buffer.add(*transition)
 
@@ -74,7 +74,7 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
     with prepare(config, given) as run:
         write_config(run)
         if run.stage == "offline":
-            if not take_offline(run):                # of this run, or of a sibling with the same stage 1
+            if not take_offline(run):                # stage 1 of this run, or an equal one of another run
                 offline_stage(run)
             run.start_online()
         online_stage(run)
@@ -85,8 +85,8 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
 def train(**knobs) -> Path | list[Path]:
     """From Python: train(task="lift", preset="quick", seed=1) -> the run's folder (with seeds=5: all). Every knob of
     config.py. UserError for what cannot work."""
-    end_in_one_line()                                # your script, too, ends in one line where it does not catch that
-    command_line.print_anywhere()
+    end_in_one_line()                                # a UserError that your script does not catch is one line, no trace
+    command_line.print_anywhere()                    # whatever the terminal's encoding
     return both_stages(build(knobs), set(knobs))
 
 

@@ -6,7 +6,7 @@ Flow matching (Lipman et al., arXiv 2210.02747) learns behaviour as a velocity f
 
 Many paths cross in one point, and v learns their mean. So curves that follow v bend, and an action takes several steps:
 
-    x_0 = eps,   x_{i+1} = x_i + v(s, x_i, i/n) / n,   a = clip(x_n)                              n = 10 Euler steps
+    x_0 = eps,   x_{i+1} = x_i + v(s, x_i, i/n) / n,   a = clip(x_n) = clip(flow_n(s, eps))       n = 10 Euler steps
 
 BFN  behaviour alone, and the critic chooses: the best of N samples acts and bootstraps, as in DFP.
 FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu beside that teacher:
@@ -119,13 +119,13 @@ class FQL(BFN):
         student = self.actor(obs, eps)                                                              # [B, D]
 
         # Distillation noise by noise: the student repeats where the flow carries this eps, in one pass. Its output is
-        # compared before clipping, so that a coordinate outside the bounds is pulled back (Q, below, cannot do that).
+        # compared before clipping, so that a coordinate outside the bounds is pulled back. Q sees it clipped.
         with torch.no_grad():
             teacher = self.actor.integrate(obs, eps).clamp(-1, 1)                                   # [B, D]
         distill_loss = (student - teacher).square().mean()
 
-        # -Q with the critic's parameters as constants: the gradient passes through Q to the action and not into Q,
-        # which would otherwise learn to flatter the student. Always the ensemble's mean, as released.
+        # -Q with the critic's parameters as constants: the gradient reaches the action and not the critic, which would
+        # otherwise learn to flatter the student. Always the ensemble's mean, as released.
         constants = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
         q_loss = -functional_call(self.critic, constants, (obs, student.clamp(-1, 1))).mean()
 

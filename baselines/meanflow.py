@@ -9,18 +9,18 @@ velocity between two times instead, with which any stretch is one step, so that 
 
     u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
 
-The integral needs v along a whole path. Its derivative by t needs it at one place alone:
+That integral needs v along a whole path. Multiply by t - r and take the derivative by t: v is needed in z_t alone.
 
-    u = v - (t - r) du/dt,     du/dt = v . grad_z u + d_t u                                        (MeanFlow identity)
-    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
+    (t - r) u = integral_r^t v(z_s, s) ds      gives      u + (t - r) du/dt = v(z_t, t)            (MeanFlow identity)
+    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2,     du/dt = v . grad_z u + d_t u
 
 du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP).
-The v of the identity is the mean velocity of all straight paths through z_t, which nobody knows. The velocity of the
-one sampled path may stand for it: the target is linear in v, and a regression learns the mean of its target.
+In the identity v(z_t, t) is the mean velocity of all straight paths that cross in z_t. It is unknown. The velocity of
+the sampled path, eps - a, takes its place: a regression learns the mean of its targets, and the target is linear in v.
 
-At r = t the identity reads u = v, and longer stretches build on this. But two random times are never equal. MeanFlow
-sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) adds a loss instead, the instantaneous velocity
-constraint (IVC):
+At r = t the identity reads u = v. All longer stretches rest on that, but two random times are never equal. So MeanFlow
+sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss at r = t, the instantaneous
+velocity constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 
@@ -43,10 +43,10 @@ from policy import MLP
 def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
     """du/dt along a path of velocity v, r fixed: the JVP of u(z, r, t) in direction (v, 0, 1). It carries no gradient.
 
-    u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. u must not be a compiled module itself:
-    tangents can be silently lost inside one. Compile from outside, around this call.
+    u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. Do not pass a compiled module as u, as it
+    can lose the derivative in silence. Compile the function that calls this one.
     """
-    with torch.no_grad():                            # switches off reverse mode alone; tangents are still computed
+    with torch.no_grad():                            # no backward pass; forward mode, the JVP, still works
         return torch.func.jvp(lambda z, t: u(z, r, t), (z, t), (v, torch.ones_like(t)))[1]
 
 
