@@ -45,7 +45,8 @@ class ReplayBuffer:
         self.terminals[self.offline_size - 1] = 1        # what comes next online is another episode in any case
 
     # ------------------------------------------------------------------------------------------ line 3: a mini-batch
-    # In two steps, chunks(starts(B)): on a GPU the second is part of a recorded graph, which cannot draw numbers.
+    # In two steps, chunks(starts(B)). On a GPU the second is part of a recorded graph. The first is not, as the range
+    # that it draws from grows with every step.
     def starts(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """Rows where chunks begin, uniform over everything stored: [B]."""
         return torch.randint(self.size - self.chunk + 1, (batch_size,), generator=generator, device=self.device)

@@ -50,7 +50,7 @@ class Critic(nn.Module):
         would silently broadcast to (B, B)."""
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
-        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, all states, O+D]
+        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, B, O+D]
         for layer, (gain, offset) in enumerate(zip(self.gains, self.offsets)):                # the hidden layers
             x = gelu(x @ self.weights[layer] + self.biases[layer])
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).

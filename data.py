@@ -49,7 +49,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         obs = observation(demo, "obs")
         if "next_obs/object" in demo:
             next_obs = observation(demo, "next_obs")
-        else:                                    # the next row's obs; the last row's is not used, as its mask is 0
+        else:                                    # the next row's obs; at the last row anything, as its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
         dones = demo["dones"]
         dones[-1] = 1
@@ -65,11 +65,11 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
     follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)
-    # A reward is minus the number of the goal's conditions that are unmet in a row. The mask is 0 where all are met.
-    # ogbench's own function finds out, as it puts a simulator into the row's qpos.
+    # By ogbench's own function, which puts a simulator into each row's qpos and asks for the goal's conditions. A
+    # reward is minus the number of those that are unmet; the mask is 0 where all are met.
     rewards, masks = files.relabel(rows, task)
-    # Each row but a trajectory's last begins a transition, which leads to the next row. The one that leads to the last
-    # row is the last transition: its terminal is 1.
+    # Rows s0 s1 s2 of a trajectory, with terminals 0 0 1, are two transitions: s0 to s1 and s1 to s2. Each begins in a
+    # row whose terminal is 0. It ends the episode if the row that it leads to has terminal 1.
     index = np.flatnonzero(rows["terminals"] == 0)
     return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
             "masks": masks[index], "terminals": rows["terminals"][index + 1],
@@ -107,8 +107,8 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        # Which files: found on disk, fetched, or generated now. Each has a record of its origin and checksum. A file
-        # that has none yet is read first, to see whether it is whole: for this find() needs the reader.
+        # Which files: found on disk, fetched, or generated now. find() tries a new file with the task's reader, and
+        # then keeps a record of it: where it came from, and its checksum.
         found = find(config, given, task, folder, READERS[task.suite])
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)

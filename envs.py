@@ -9,8 +9,8 @@ What all tasks share:
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
-                 Rewards speak of the state *after* the step. Beware: those of OGBench's *data* speak of the state
-                 *before* it, as ogbench itself labels them, and as in the released code.
+                 It is of the state *after* the step. In OGBench's *data* it is of the state *before* it: ogbench
+                 labels them so, and the released code takes them so.
 """
 import os
 import warnings
@@ -89,7 +89,7 @@ def robosuite_arguments(source: str) -> dict:
                control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
                gripper=dict(type="GRIP"))
     return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
-                lite_physics=True,              # replayed demonstrations agree bit for bit with it off; on is faster
+                lite_physics=True,              # faster; replayed demonstrations are the same without it, bit for bit
                 reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
                 has_renderer=False, has_offscreen_renderer=False,
                 # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
@@ -154,7 +154,7 @@ class OGBenchEnv(gymnasium.Wrapper):
         from tools.simulators.robosuite_setup import import_mujoco
         import_mujoco()
         import ogbench  # noqa: F401  registers the environments
-        # gymnasium's complaint that ogbench's bounds are float64 and its observations float32.
+        # Not shown: gymnasium's complaint that ogbench's bounds are float64 and its observations float32.
         warnings.filterwarnings("ignore", message=".*precision lowered.*", module="gymnasium")
         self.task = task
         # 'post': reward and success speak of the state after the step, as in ogbench 1.1.2, which the paper used. From

@@ -24,8 +24,8 @@ MOST_EPISODES = 2**32 - envs.EVAL_SEED         # numpy's seeds end there
 
 
 def play(act, env, number: int, best_of: int | None = None) -> dict:
-    """One evaluation episode -> {"success", "return", "length"}. act: see dfp.DFP.act. Films show episodes played so;
-    tests/test_film.py holds the Evaluator to it."""
+    """One evaluation episode -> {"success", "return", "length"}. act: see dfp.DFP.act. Films are made of these. The
+    Evaluator plays equal ones: tests/test_film.py."""
     obs, _ = env.reset(seed=envs.EVAL_SEED + number)
     noise = torch.Generator().manual_seed(envs.EVAL_SEED + number)
     rewards = []
@@ -74,8 +74,7 @@ def main() -> None:
         result = evaluator(policy.act, args.episodes, best_of, first=args.first)
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "
           f"length {result['length']:.0f}, return {result['return']:.1f}, best of {best_of}")
-    of_a_run, usual_episodes = not run.is_exported(args.run), args.first == 0
-    if of_a_run and usual_episodes:                        # rows by which tools/report compares runs
+    if not run.is_exported(args.run) and args.first == 0:  # tools/report compares runs, by the usual episodes
         row = result | dict(step=policy.step, stage=policy.stage, best_of=best_of)
         append_row(table, {name: row[name] for name in EVALUATE_COLUMNS})
 

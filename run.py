@@ -7,7 +7,7 @@
         evaluate.csv     the same, by evaluate.py
         offline.pt       the end of stage 1, from which runs that differ in stage 2 alone may start
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
-        online.f32       the transitions seen online, which checkpoints count but do not contain
+        online.f32       the transitions seen online; a checkpoint only tells how many of them are its own
         curve.png        eval.csv, drawn
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`
@@ -52,8 +52,8 @@ class Run:
     def start_online(self) -> None:
         """Between the stages: pi_old becomes a copy of pi_theta."""
         self.algo.start_online()
-        # Seeded anew, so that a run gives the same numbers whether stage 1 was its own or a sibling's. (The other
-        # generators have seed + 1 and + 2: prepare.py.)
+        # Seeded anew: stage 2 draws the same batches whether stage 1 was trained here or taken from another run. (The
+        # generators begin with seed + 1 and + 2: prepare.py.)
         self.batch_rng.manual_seed(self.config.seed + 3)
 
 
@@ -73,7 +73,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.find_task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    # An exported policy holds ACTING alone. What only training needs stays as it was made.
+    # An exported policy holds ACTING alone; here the other networks, which only training needs, stay untrained.
     load_networks(policy, state, folder, ACTING if is_exported(folder) else None)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")       # offline.pt has no stage
     return policy

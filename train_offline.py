@@ -21,7 +21,7 @@ def offline_stage(run: Run) -> None:
     update = fast_update(run.algo, run.buffer)
 
     with Stage(run, "offline", c.offline_steps) as stage:                # bar, tables, evaluations, checkpoints, Ctrl-C
-        for step in stage.steps:
+        for step in stage.steps:                    # Ctrl-C saves, and ends the script here
             # Line 3. A mini-batch: the rows where its B chunks begin, uniformly over D.
             starts = run.buffer.starts(c.batch_size, run.batch_rng)
 

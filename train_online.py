@@ -38,7 +38,7 @@ def online_stage(run: Run) -> None:
     last = c.offline_steps + c.online_steps
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
-        for step in stage.steps:                    # numbered on from stage 1, until the last or until Ctrl-C
+        for step in stage.steps:                    # numbered on from stage 1. Ctrl-C saves, and ends the script.
             # play() sends a chunk off and returns at once. outcome() waits until its next action has been played. So
             # the simulator plays on while an update runs.
 
@@ -48,6 +48,7 @@ def online_stage(run: Run) -> None:
                 world.play(chunk)
 
             # Line 2. The buffer grows: D <- D + (s, a, r, s'), one step of the chunk.
+            # At an episode's end the world drops the rest of the chunk and resets itself.
             transition = world.outcome()             # obs, action, reward, terminated, truncated, next_obs
             if transition is None:                   # rare: the simulator was lost and could not be restored
                 run.buffer.end_episode()             # a new episode has begun; stage.steps gives this step again

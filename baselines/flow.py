@@ -71,7 +71,7 @@ class FlowActor(nn.Module):
 
 
 class DistilledActor(FlowActor):
-    """The flow is only the teacher; what acts is a student of one pass: (obs [..., O], noise [..., D]) -> [..., D]."""
+    """The inherited flow only teaches; a one-pass student acts: (obs [..., O], noise [..., D]) -> [..., D]."""
 
     def __init__(self, obs_dim: int, chunk_dim: int, hidden: tuple[int, ...], steps: int):
         super().__init__(obs_dim, chunk_dim, hidden, steps)

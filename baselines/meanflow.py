@@ -15,12 +15,13 @@ That integral needs v along a whole path. Multiply by t - r and take the derivat
     L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2,     du/dt = v . grad_z u + d_t u
 
 du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP).
-In the identity v(z_t, t) is the mean velocity of all straight paths that cross in z_t. It is unknown. The velocity of
-the sampled path, eps - a, takes its place: a regression learns the mean of its targets, and the target is linear in v.
+In the identity v(z_t, t) is the mean velocity of all straight paths that cross in z_t, and unknown. In its place stands
+that of the sampled path, eps - a. On average this is the same: the target is linear in v, and a regression learns the
+mean of its targets.
 
-At r = t the identity reads u = v. All longer stretches rest on that, but two random times are never equal. So MeanFlow
-sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss at r = t, the instantaneous
-velocity constraint (IVC):
+At r = t the identity reads u = v. All longer stretches rest on this case, but two random times are never equal. So
+MeanFlow sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss at r = t, the
+instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 
