@@ -45,7 +45,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     def observation(demo, group):
         return np.concatenate([demo[f"{group}/{key}"] for key in sizes], axis=1)                    # [T, O]
     columns = {name: [] for name in FIELDS}
-    for demo in files.demonstrations(path, task, sizes):
+    for demo in files.demonstrations(path, task, sizes):         # its arrays by name, checked
         obs = observation(demo, "obs")
         if "next_obs/object" in demo:
             next_obs = observation(demo, "next_obs")
@@ -64,7 +64,7 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """OGBench's play npz -> transitions. The file has observations [T, O], actions [T, A], terminals [T] and the
     simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
     follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
-    rows = files.play(path, task)
+    rows = files.play(path, task)                # the file's arrays by name, checked
     # By ogbench's own function, which puts a simulator into each row's qpos and asks for the goal's conditions. A
     # reward is minus the number of those that are unmet; the mask is 0 where all are met.
     rewards, masks = files.relabel(rows, task)
@@ -80,7 +80,7 @@ def read_own(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """The six arrays themselves."""
     widths = dict.fromkeys(FIELDS, ())
     widths |= {"observations": (task.obs_dim,), "actions": (task.action_dim,), "next_observations": (task.obs_dim,)}
-    return files.checked_file(path, widths)
+    return files.checked_file(path, widths)      # shapes, finite numbers, flags of 0 or 1
 
 
 READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own}
@@ -107,14 +107,18 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        # Which files: found on disk, fetched, or generated now. find() tries a new file with the task's reader, and
-        # then keeps a record of it: where it came from, and its checksum.
-        found = find(config, given, task, folder, READERS[task.suite])
+        # 1. Which files: those on disk, or such as are fetched or generated now. A file that is new here is tried with
+        #    the task's reader. Then a record beside it keeps its origin and checksum.
+        found = find(config, given, task, folder, READERS[task.suite])            # .kind, .why, .paths, .records
+
+        # 2. What is in them: the transitions, and how many there are. Many files may be more than memory holds.
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
         else:
             dataset, counts = shards.load(found.paths, found.records, folder, task, read)
+
+    # 3. What the run's folder will say of them.
     source = found.about() | counts
     print(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
           f"{source['successes']:,} of them reach the goal ({source['path']})")
