@@ -18,7 +18,7 @@ PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 
 
 class Method(NamedTuple):
-    family: str       # methods of one family share stage 1 where the knobs that it reads agree
+    family: str       # methods of one family have the same stage 1, if the knobs that it reads are equal
     source: str       # module and class
     values: dict      # knobs of its own, as App. A.2 has them
 
@@ -158,10 +158,8 @@ def task_values(task: str) -> dict:
 # ------------------------------------------------------------------------------------------------- presets
 def preset_values(preset: str, task: str, method: str) -> dict:
     """What the preset changes. UserError where it has nothing for the task or the method."""
-    if preset == "quick":
-        return quick(task)
-    if preset == "laptop":
-        return laptop(task)
+    if preset in ("quick", "laptop"):
+        return small(preset, task)
     is_dfp = METHODS[method].family == "dfp"
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
         if not is_dfp:
@@ -175,36 +173,37 @@ def preset_values(preset: str, task: str, method: str) -> dict:
     return {}
 
 
-def quick(task: str) -> dict:
-    """The same algorithm at a smaller size: minutes."""
-    # One thread: a second makes such small updates a third faster, but takes the core that the simulator needs.
-    values = dict(threads=1, hidden=128, batch_size=128, offline_steps=8_000, online_steps=16_000, warmup=500,
-                  log_every=100, eval_every=4_000, eval_episodes=20, final_episodes=50, data="generated",
-                  data_size=100_000)
-    if task in ROBOMIMIC:
-        values.update(data_size=300)             # the set that comes with the project
-    if task in ("can", "square"):
-        # These need more updates, so their networks are narrower. Such a network learns faster with a larger learning
-        # rate: results/batch. Their episodes are long, so they are evaluated less often.
-        values.update(hidden=64, lr=1e-3, offline_steps=24_000, online_steps=48_000)
-        values.update(eval_every=12_000 if task == "can" else 24_000)
-    # Random play hardly ever reaches a task's goal, and these sets are small: half of each is aimed at the goal.
+# The same algorithm at a smaller size. One thread: a second makes such small updates a third faster, but takes the core
+# that the simulator needs.
+SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
+             data="generated")
+# quick's can and square need more updates than lift, so their networks are narrower. These learn faster with a larger
+# learning rate: results/batch. laptop: imitation needs many updates, results/laptop.
+# Random play hardly ever reaches a task's goal, and these sets are small: half of a cubes' set is aimed at the goal.
+SIZES = {
+    #                      hidden    lr  offline   online  eval_every  data_size  goal_share
+    ("quick", "lift"):        (128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),
+    ("quick", "can"):         ( 64, 1e-3,  24_000, 48_000, 12_000,     300, 0.0),
+    ("quick", "square"):      ( 64, 1e-3,  24_000, 48_000, 24_000,     300, 0.0),
+    ("quick", "one cube"):    (128, 3e-4,   8_000, 16_000,  4_000,  40_000, 0.5),
+    ("quick", "cubes"):       (128, 1e-3,  24_000, 60_000, 12_000, 100_000, 0.5),
+    ("quick", "others"):      (128, 3e-4,   8_000, 16_000,  4_000, 100_000, 0.0),
+    ("laptop", "lift"):       (128, 5e-4,  20_000, 20_000, 10_000,     300, 0.0),
+    ("laptop", "can"):        (128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0),
+    ("laptop", "square"):     (128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0),
+    ("laptop", "one cube"):   (128, 5e-4,  20_000, 20_000, 10_000, 100_000, 0.5),
+    ("laptop", "cubes"):      (128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.5),
+    ("laptop", "others"):     (128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.0),
+}
+
+
+def small(preset: str, task: str) -> dict:
+    """quick, minutes to an hour, and laptop, an hour or two."""
+    kind = task if task in ROBOMIMIC else "cubes" if task in CUBES else "others"
     if task == "cube-single-task2":
-        values.update(data_size=40_000, goal_share=0.5)
-    if task in CUBES:
-        values.update(goal_share=0.5, lr=1e-3, offline_steps=24_000, online_steps=60_000, eval_every=12_000)
-    return values
-
-
-def laptop(task: str) -> dict:
-    """A middle size: an hour or two."""
-    # Imitation needs many updates: results/laptop. A width of 128 takes a larger learning rate than the paper's 512.
-    values = quick(task) | dict(hidden=128, lr=5e-4, offline_steps=120_000, online_steps=60_000, eval_every=30_000)
-    if task in ("lift", "cube-single-task2"):
-        values.update(offline_steps=20_000, online_steps=20_000, eval_every=10_000)
-    if task not in ROBOMIMIC:
-        values.update(data_size=100_000 if task == "cube-single-task2" else 200_000)
-    return values
+        kind = "one cube"
+    names = ("hidden", "lr", "offline_steps", "online_steps", "eval_every", "data_size", "goal_share")
+    return SMALL | dict(zip(names, SIZES[preset, kind]))
 
 
 # ------------------------------------------------------------------------------------------------- one Config

@@ -82,8 +82,8 @@ def td_target(returns: Tensor, masks: Tensor, next_q: Tensor, discount: float, h
 def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """Mean over members and batch of valid * (q - y)^2: q [E, B], target [B], valid [B] -> [].
 
-    valid is 0 where an episode ended strictly inside the chunk: its later steps belong to another episode. Such rows
-    still count in the denominator, as released. They are few, H - 1 for each episode.
+    valid is that of a chunk's last step: 0 where the episode ended before it. Such rows still count in the denominator,
+    as released. They are few, H - 1 for each episode.
     """
     return (valid * (q - target).square()).mean()
 

@@ -72,7 +72,7 @@ class DFP:
         """
         phi_loss_of, theta_loss_of = losses or (self.critic_loss, self.actor_loss)
         noise = noise or self.draw_noise(len(batch["rewards"]))
-        # Line 6. The critic's Bellman error. Its order with line 5 is free, as parameters move at the very end.
+        # Line 6. The critic's Bellman error. No parameter has moved yet, so it may as well come before line 5.
         phi_loss, critic_info = phi_loss_of(batch, noise)
         # Lines 4-5. Samples of pi_theta, the critic's favourites among the proposals of pi_old, and the loss of theta.
         theta_loss, actor_info = theta_loss_of(batch, noise)

@@ -98,7 +98,7 @@ def drift_loss(
             weight = torch.cat([_or_ones(generated_weight, x), _or_ones(negative_weight, negatives),
                                 _or_ones(positive_weight, positives)], dim=1).to(dtype)             # [B, T]
             num_negatives = x.shape[1] + negatives.shape[1]                                         # G + M
-            scale, unit, force, rms = _force(x, targets, weight[:, None], num_negatives, temperatures)
+            scale, unit, force, rms = _force(x, targets, weight[:, None], num_negatives, temperatures)     # steps 1-5
             goal = x / unit + force
         loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # 6. Eq. 4, [B]
     return loss, {"scale": scale} | {f"force_rms_{r:g}": f for r, f in zip(temperatures, rms)}
@@ -113,8 +113,8 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     weights [B, 1, T]. Returns the scale [], the unit of coordinates [], the force [B, G, D] in this unit, and a list of
     each temperature's root mean square []."""
     G, D = x.shape[1:]
-    # 1. Distances, and their mean. They come from differences. |x|^2 + |y|^2 - 2xy would lose half the digits where
-    # samples are close, and there a small temperature looks. No distance is below 1e-4, a sample's to itself included.
+    # 1. Distances, and their mean. From differences: |x|^2 + |y|^2 - 2xy would lose half the digits for close samples,
+    # which matter most at a small temperature. No distance is below 1e-4, not even that of a sample to itself.
     offset = targets[:, None] - x[:, :, None]                                                       # [B, G, T, D]
     distance = offset.square().sum(-1).clamp_min(1e-8).sqrt()                                       # [B, G, T]
 
@@ -122,7 +122,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     # wide in every state. Self-pairs count (as released). The floor 1e-3 matters only if all sits in one point.
     scale = (distance * weight).mean() / weight.expand_as(distance).mean()                          # []
     # 2. Distances are divided by this mean, coordinates by mean / sqrt(D), the typical gap along one coordinate. So the
-    # loss, and its gradient, do not depend on the scale of actions.
+    # loss does not depend on the scale of actions.
     distance = distance / scale.clamp_min(1e-3)
     unit = (scale / D**0.5).clamp_min(1e-3)
     # A sample's own copy, at distance 0, would take nearly all the weight. 100 units push it out of both softmaxes.
@@ -148,7 +148,8 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
 def _coefficients(affinity: Tensor, num_negatives: int) -> Tensor:
     """The k_ij of F_i = sum_j k_ij (y_j - x_i), from affinities A [B, G, T] whose first targets are the negatives:
 
-        F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i),   S+_i, S-_i the sums of A_i over each
+        S+_i = sum_pos A_ij,   S-_i = sum_neg A_ij
+        F_i = S-_i sum_pos A_ij (y_j - x_i) - S+_i sum_neg A_ij (y_j - x_i)
             = S+_i S-_i (V+ - V-):  Eq. 3 with A in place of the kernel k, times a gate. The gate S+_i S-_i is large for
                                     samples that are close to positives and to negatives: those move most.
 

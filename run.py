@@ -5,7 +5,7 @@
         train.csv        losses and diagnostics: step, stage, then by name
         eval.csv         step, stage, success, episodes, length, return, seconds
         evaluate.csv     the same, by evaluate.py
-        offline.pt       the end of stage 1, from which runs that differ in stage 2 alone may start
+        offline.pt       the end of stage 1; runs that differ in stage 2 alone start from it too
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
         online.f32       the transitions seen online; a checkpoint only tells how many of them are its own
         curve.png        eval.csv, drawn

@@ -39,8 +39,8 @@ def online_stage(run: Run) -> None:
 
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:                    # numbered on from stage 1. Ctrl-C saves, and ends the script.
-            # play() sends a chunk off and returns at once. outcome() waits until its next action has been played. So
-            # the simulator plays on while an update runs.
+            # play() sends a chunk off and returns at once: the simulator plays it while updates run. outcome() waits
+            # until the chunk's next action has been played.
 
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:

@@ -9,19 +9,20 @@ velocity between two times instead, with which any stretch is one step, so that 
 
     u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
 
-That integral needs v along a whole path. Multiply by t - r and take the derivative by t: v is needed in z_t alone.
+The integral needs v along a whole path. So both sides are multiplied by t - r, and the derivative by t is taken. What
+comes out needs v at z_t alone:
 
-    (t - r) u = integral_r^t v(z_s, s) ds      gives      u + (t - r) du/dt = v(z_t, t)            (MeanFlow identity)
-    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2,     du/dt = v . grad_z u + d_t u
+    u + (t - r) du/dt = v(z_t, t),     du/dt = v . grad_z u + d_t u                                (MeanFlow identity)
+    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
 
 du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP).
-In the identity v(z_t, t) is the mean velocity of all straight paths that cross in z_t, and unknown. In its place stands
-that of the sampled path, eps - a. On average this is the same: the target is linear in v, and a regression learns the
-mean of its targets.
+v(z_t, t) is the mean velocity of all straight paths that cross in z_t. It is unknown, but each sampled path has a
+velocity, eps - a, and v is the mean of these. So the loss has eps - a in place of v. The target is linear in v, and a
+regression learns the mean of its targets.
 
-At r = t the identity reads u = v. All longer stretches rest on this case, but two random times are never equal. So
-MeanFlow sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss at r = t, the
-instantaneous velocity constraint (IVC):
+At r = t the identity reads u = v. Two random times are never equal, so this case would never be trained, and all longer
+stretches are built on it. MeanFlow sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss
+at r = t, the instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 
@@ -47,8 +48,10 @@ def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
     u maps z [..., D], r and t [..., 1] to [..., D]; v [..., D] -> [..., D]. Do not pass a compiled module as u, as it
     can lose the derivative in silence. Compile the function that calls this one.
     """
-    with torch.no_grad():                            # no backward pass; forward mode, the JVP, still works
-        return torch.func.jvp(lambda z, t: u(z, r, t), (z, t), (v, torch.ones_like(t)))[1]
+    def at(z, t):                                    # r stays fixed
+        return u(z, r, t)
+    with torch.no_grad():                            # the result is part of a target; the JVP itself is forward mode
+        return torch.func.jvp(at, (z, t), (v, torch.ones_like(t)))[1]
 
 
 def mean_flow(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
