@@ -99,19 +99,20 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, source).
 
-    given     knobs set by hand; one that these data would not read is refused
-    dataset   arrays by FIELDS; a set of many files is one array on disk instead, for ShardBuffer
+    given     the names of the knobs set by hand: one that means nothing for these data is refused
+    dataset   arrays by FIELDS, or what ShardBuffer takes
     source    for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest
 
     UserError where there are no usable data.
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        # 1. Which files: those on disk, or such as are fetched or generated now. A file that is new here is tried with
-        #    the task's reader. Then a record beside it keeps its origin and checksum.
-        found = find(config, given, task, folder, READERS[task.suite])            # .kind, .why, .paths, .records
+        # 1. Which files, by --data: found on disk, downloaded, or generated now. The reader is there to try a new file.
+        #    Each file has a record: where it came from, and its checksum.
+        found = find(config, given, task, folder, reader=READERS[task.suite])     # .kind, .why, .paths, .records
 
-        # 2. What is in them: the transitions, and how many there are. Many files may be more than memory holds.
+        # 2. Their transitions, and how many there are. Many files may not fit into memory: they become one array on
+        #    disk, which ShardBuffer draws from.
         if len(found.paths) == 1:
             dataset = read(found.paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}

@@ -4,25 +4,28 @@ Time runs from data (t = 0) to noise (t = 1), the other way round than in flow.p
 
     z_t = (1 - t) a + t eps,   v = eps - a                                            a straight path and its velocity
 
-A flow needs steps because its velocity changes on the way. MeanFlow (Geng et al., arXiv 2505.13447) learns the *mean*
-velocity between two times instead, with which any stretch is one step, so that one pass carries noise to an action:
+1. A flow needs many steps because its velocity changes on the way. MeanFlow (Geng et al., arXiv 2505.13447) learns the
+   *mean* velocity between two times r < t instead. It crosses any stretch in one step, also the whole way:
 
     u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
 
-The integral needs v along a whole path. So both sides are multiplied by t - r, and the derivative by t is taken. What
-comes out needs v at z_t alone:
+2. A target without the integral: multiply by t - r and differentiate by t. The left side gives u + (t - r) du/dt, the
+   right side v(z_t, t), the integrand at its upper end. So
 
-    u + (t - r) du/dt = v(z_t, t),     du/dt = v . grad_z u + d_t u                                (MeanFlow identity)
-    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2
+    u = v(z_t, t) - (t - r) du/dt                                                                  (MeanFlow identity)
 
-du/dt is a derivative of the *network* in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass (JVP).
-v(z_t, t) is the mean velocity of all straight paths that cross in z_t. It is unknown, but each sampled path has a
-velocity, eps - a, and v is the mean of these. So the loss has eps - a in place of v. The target is linear in v, and a
-regression learns the mean of its targets.
+   On the path z moves with velocity v, t with velocity 1, and r stands still. So du/dt is the derivative of the network
+   in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass, a JVP.
 
-At r = t the identity reads u = v. Two random times are never equal, so this case would never be trained, and all longer
-stretches are built on it. MeanFlow sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss
-at r = t, the instantaneous velocity constraint (IVC):
+3. v(z_t, t) is unknown: it is the mean velocity of all straight paths that cross in z_t. The sampled path has the
+   velocity eps - a, which takes its place, in du/dt too. A regression learns the mean of its targets, and as they are
+   linear in v, this is the target with the mean velocity.
+
+    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2,      v = eps - a
+
+4. At r = t the identity reads u = v, and longer stretches are built on that. But two random times are never equal.
+   MeanFlow sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss at r = t, the
+   instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
 

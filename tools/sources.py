@@ -32,8 +32,8 @@ class Found:
         return dict(kind=self.kind, why=self.why, path=str(place), files=[*map(str, self.paths)], origin=origin)
 
 
-def find(config, given: set[str], task: envs.Task, folder: Path, read) -> Found:
-    """read(path, task) raises for what is broken; given: the knobs that were given by hand. UserError where there are
+def find(config, given: set[str], task: envs.Task, folder: Path, reader) -> Found:
+    """reader(path, task) raises for what is broken; given: the knobs that were given by hand. UserError where there are
     no such data, or where they do not read such a knob."""
     if config.data not in SOURCES:
         path = Path(config.data)
@@ -41,7 +41,7 @@ def find(config, given: set[str], task: envs.Task, folder: Path, read) -> Found:
     elif task.suite == "own":
         raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
     else:
-        kind, why, found = find_official(config, task, folder, read)
+        kind, why, found = find_official(config, task, folder, reader)
         if not found and config.data == "official":
             raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
                             "--data generated makes a stand-in")
@@ -54,7 +54,7 @@ def find(config, given: set[str], task: envs.Task, folder: Path, read) -> Found:
     records = []
     for path, record in found:
         with errors_in_one_line(path, task):
-            records.append(checked_record(path, record, partial(read, task=task)))
+            records.append(checked_record(path, record, partial(reader, task=task)))
     return Found(kind, why, [path for path, _ in found], records)
 
 
@@ -63,13 +63,13 @@ def own_kind(path) -> str:
     return f"own-{Path(path).stem.encode(errors='replace').decode()}"
 
 
-def find_official(config, task: envs.Task, folder: Path, read) -> tuple[str, str, list]:
+def find_official(config, task: envs.Task, folder: Path, reader) -> tuple[str, str, list]:
     """Those on disk, or from a host; none where only stand-ins are asked for."""
     if config.data == "generated":
         return "generated", "asked for with --data generated", []
     count = math.ceil(config.data_size / 1_000_000)        # official files hold 1M transitions each; 0 = all
     most_bytes = 2e9 if config.data == "auto" else float("inf")                # more is fetched only where asked for
-    found, why = fetch.fetch(task, folder, most_bytes, count, read)
+    found, why = fetch.fetch(task, folder, most_bytes, count, reader)
     return "official", why, found
 
 
