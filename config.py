@@ -135,10 +135,10 @@ TABLE_8 = {
     "puzzle-4x4-task4": dict(topk_weight=0.5, temperatures=(0.01, 0.05), num_candidates=32, top_k=16),
 }
 
-# Table 5's columns for OGBench, and App. A.2's for the rivals. The defaults are those of lift, can and square.
+# Table 5's columns for OGBench, and App. A.2's for the rivals. The defaults above are those of lift, can and square.
 OGBENCH = dict(temperatures=(0.05,), best_of=16, top_k=4, distill_weight=300.0)
 # Table 5 has no column for one cube, scene and puzzles: lambda, h, N and K are Table 8's. App. A.2 has no alpha for
-# puzzles: theirs is from FQL's README.
+# these: it is from FQL's README.
 TASK_VALUES = {
     "cube-single": OGBENCH | TABLE_8["cube-single-task2"],
     "cube-double": OGBENCH,
@@ -177,9 +177,9 @@ def preset_values(preset: str, task: str, method: str) -> dict:
 # that the simulator needs.
 SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
-# quick's can and square need more updates than lift, so their networks are narrower. These learn faster with a larger
-# learning rate: results/batch. laptop: imitation needs many updates, results/laptop.
-# Random play hardly ever reaches a task's goal, and these sets are small: half of a cubes' set is aimed at the goal.
+# quick: can and square need more updates than lift, so their networks are narrower. A narrow network learns faster with
+# a larger learning rate (results/batch). laptop: imitation needs many updates (results/laptop). Random play hardly ever
+# reaches the goal, and these sets are small: half of a set of cubes is aimed at it.
 SIZES = {
     #                      hidden    lr  offline   online  eval_every  data_size  goal_share
     ("quick", "lift"):        (128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),

@@ -133,8 +133,8 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
         logits = -distance / temperature
         # 3. Affinity: the square root of two softmaxes' product. Over targets: which of them a sample attends to. Over
         # samples: a target that is close to one sample attracts the others less. The floor 1e-6 leaves every pair an
-        # affinity of 1e-3, so a sample far from all data is still attracted. Self-pairs have it too. It moves nothing,
-        # as their offset is 0, but it counts in the sums of step 4.
+        # affinity of 1e-3, so a sample far from all data is still attracted. Self-pairs have it too. They move
+        # nothing, as their offset is 0, but they count in the sums of step 4.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         # 4. The force: attraction minus repulsion.
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]

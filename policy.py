@@ -31,7 +31,7 @@ class MLP(nn.Module):
         for linear in self.linears[:-1]:
             x = gelu(linear(x))
         # The last layer runs in float32, so that actions keep their precision where the hidden layers run in bf16
-        # (dfp.candidate_precision).
+        # (DFP.candidate_precision).
         with torch.autocast(x.device.type, enabled=False):
             return self.linears[-1](x.to(self.linears[-1].weight.dtype))
 
