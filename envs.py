@@ -81,8 +81,8 @@ OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"
 
 
 def robosuite_arguments(source: str) -> dict:
-    """What the official v1.5 files record as env_args, so that generated and official data come from one
-    environment."""
+    """What the official v1.5 files record as env_args, but for lite_physics. So generated and official data come from
+    one environment."""
     osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
                output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
                damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
