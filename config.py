@@ -181,7 +181,7 @@ SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes
 # a larger learning rate (results/batch). laptop: imitation needs many updates (results/laptop). Random play hardly ever
 # reaches the goal, and these sets are small: half of a set of cubes is aimed at it.
 SIZES = {
-    #                      hidden    lr  offline   online  eval_every  data_size  goal_share
+    # columns: hidden, lr, offline_steps, online_steps, eval_every, data_size, goal_share
     ("quick", "lift"):        (128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),
     ("quick", "can"):         ( 64, 1e-3,  24_000, 48_000, 12_000,     300, 0.0),
     ("quick", "square"):      ( 64, 1e-3,  24_000, 48_000, 24_000,     300, 0.0),
@@ -199,11 +199,9 @@ SIZES = {
 
 def small(preset: str, task: str) -> dict:
     """quick, minutes to an hour, and laptop, an hour or two."""
-    kind = task if task in ROBOMIMIC else "cubes" if task in CUBES else "others"
-    if task == "cube-single-task2":
-        kind = "one cube"
+    kinds = dict(zip(ROBOMIMIC, ROBOMIMIC)) | dict.fromkeys(CUBES, "cubes") | {"cube-single-task2": "one cube"}
     names = ("hidden", "lr", "offline_steps", "online_steps", "eval_every", "data_size", "goal_share")
-    return SMALL | dict(zip(names, SIZES[preset, kind]))
+    return SMALL | dict(zip(names, SIZES[preset, kinds.get(task, "others")]))
 
 
 # ------------------------------------------------------------------------------------------------- one Config

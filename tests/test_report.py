@@ -8,6 +8,7 @@ import pytest
 from pytest import approx
 
 import config
+from conftest import ROOT
 from tools.report import curves, results, tables
 from tools.report.__main__ import main, table
 from tools.training import command_line
@@ -145,6 +146,21 @@ def test_everything_is_drawn_again_without_the_runs(tmp_path, monkeypatch, capsy
     main([f"{one}/runs.csv", str(tmp_path / "more"), "--out", three])
     text = (tmp_path / "three/table.md").read_text()
     assert "| dfp | quick, 8,000" in text and "| dfp | quick,hidden=128, 8,000" in text
+
+
+@pytest.mark.parametrize("name", ["quick", "shipped", "laptop"])
+def test_published_runs_are_those_of_the_presets_as_they_are(name):
+    """Else docs/results.md would tell of a preset what another size has reached."""
+    path = ROOT / "results" / name / "runs.csv"
+    rows = results.read_csv(path)
+    assert [row["setting"] for row in results.collect([path])] == [row["setting"] for row in rows]
+    lengths = {(row["task"], row["method"], row["setting"]): set() for row in rows}
+    for row in rows:
+        lengths[row["task"], row["method"], row["setting"]].add((int(row["offline_steps"]), int(row["online_steps"])))
+    for (task, method, setting), seen in lengths.items():
+        if "," not in setting:                   # the preset and nothing else
+            usual = results.preset(task, method, setting)
+            assert (usual.offline_steps, usual.online_steps) in seen, (task, method)
 
 
 def test_a_task_of_ones_own(tmp_path, monkeypatch):
