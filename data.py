@@ -8,7 +8,7 @@ A task has one of three formats, each with a reader below:
     ogbench     npz, undirected play in cube, scene and puzzle: states and actions; rewards follow from a task's goal
     own         HDF5 or npz, the six arrays themselves (docs/extend.md)
 
---data says where the files come from; tools/sources.py decides and fetches:
+--data says where the files come from, see find():
 
     official    the benchmark's, found on disk or downloaded
     generated   stand-ins, made in the simulator; those of lift, can and square lie in standins/
@@ -19,15 +19,20 @@ A task has one of three formats, each with a reader below:
     python data.py --task square --picture      ... drawn: lengths, paths of hand and object (figures/data-square.png)
     python data.py --task square --check 20     ... and 20 demonstrations replayed in the simulator installed here
 """
+import math
 from pathlib import Path
 
 import numpy as np
 
 import envs
 from buffer import FIELDS
-from tools.official import files, shards
-from tools.sources import find
+from config import SOURCES, UserError
+from tools.checks import option_name
+from tools.official import fetch, files, shards
 from tools.training.files import one_at_a_time
+
+SHIPPED = Path(__file__).parent / "standins"               # of lift, can and square, and how many they are:
+SHIPPED_SIZE = 300
 
 
 # ------------------------------------------------------------------------------------------ what the files mean
@@ -95,6 +100,56 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     return dataset
 
 
+# ------------------------------------------------------------------------------------------ where they come from
+def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[tuple[Path, Path]]]:
+    """Which files, by --data -> (kind, why, [(file, its record)]). kind is official, generated or own-<name>; why tells
+    how it came to that. Of records speaks load(). UserError where there are no such data."""
+    if config.data not in SOURCES:
+        path = Path(config.data)
+        return files.own_kind(path), "given with --data", [(path, files.record_path(folder / "own" / path.name))]
+    if task.suite == "own":
+        raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
+
+    why = "asked for with --data generated"
+    if config.data != "generated":
+        # On disk, or else from the first host that gives them. A file has 1M transitions where there are several.
+        count = math.ceil(config.data_size / 1_000_000)                        # of files; 0 = all
+        most_bytes = 2e9 if config.data == "auto" else float("inf")            # more is fetched only where asked for
+        found, why = fetch.fetch(task, folder, most_bytes, count, READERS[task.suite])
+        if found:
+            return "official", why, found
+        if config.data == "official":
+            raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
+                            "--data generated makes a stand-in")
+        print(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked "
+              "so. ***")
+    return "generated", why, stand_ins(config, task, folder)
+
+
+def stand_ins(config, task: envs.Task, folder: Path) -> list[tuple[Path, Path]]:
+    """The shipped ones, or such as are made now."""
+    size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
+    if task.suite == "robomimic" and size == SHIPPED_SIZE:
+        path = SHIPPED / f"{task.name}.hdf5"
+        return [(path, files.record_path(folder / "standins" / path.name))]
+    from tools.standins.generate import generate           # late: a run that has its data needs no operators
+    share = config.goal_share if task.suite == "ogbench" else 0.0
+    return [(path, files.record_path(path))
+            for path in generate(task, size, folder / "generated", share, config.workers)]
+
+
+def refuse_unread(config, given: set[str], kind: str, found: list, task: envs.Task) -> None:
+    """UserError for a knob that was given by hand and means nothing for these data."""
+    unread = {"mix_size"} if len(found) == 1 else set()
+    if kind != "generated" or task.suite == "robomimic":
+        unread.add("goal_share")
+    if kind.startswith("own-") or kind == "official" and len(fetch.official(task)[0]) == 1:
+        unread.add("data_size")
+    for name in sorted(given & unread):
+        if getattr(config, name):
+            raise UserError(f"{option_name(name)} means nothing for {kind} data of {task.name}: leave it out")
+
+
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, source).
@@ -107,22 +162,27 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        # 1. Which files, by --data: found on disk, downloaded, or generated now. The reader is there to try a new file.
-        #    Each file has a record: where it came from, and its checksum.
-        found = find(config, given, task, folder, reader=READERS[task.suite])     # .kind, .why, .paths, .records
+        kind, why, found = find(config, task, folder)
+        refuse_unread(config, given, kind, found, task)
 
-        # 2. Their transitions, and how many there are. Many files may not fit into memory: they become one array on
-        #    disk, which ShardBuffer draws from.
-        if len(found.paths) == 1:
-            dataset = read(found.paths[0], task)
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": found.records[0]["sha256"]}
-        else:
-            dataset, counts = shards.load(found.paths, found.records, folder, task, read)
+        # A record is a small JSON with a file's origin, size and checksum. A new file gets one when it has been read
+        # and found good. Later the record tells whether the file is still the same.
+        paths, records = [path for path, _ in found], []
+        for path, record in found:
+            with files.errors_in_one_line(path, task):
+                records.append(files.checked_record(path, record, lambda path: READERS[task.suite](path, task)))
 
-    # 3. What the run's folder will say of them.
-    source = found.about() | counts
-    print(f"data: {source['kind']}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
-          f"{source['successes']:,} of them reach the goal ({source['path']})")
+        if len(paths) == 1:
+            dataset = read(paths[0], task)
+            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
+        else:                            # more than fits into memory: one array on disk, which ShardBuffer draws from
+            dataset, counts = shards.load(paths, records, folder, task, read)
+
+    origin = {name: value for name, value in records[0].items() if name not in files.RECORD}
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    source = dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin) | counts
+    print(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
+          f"{source['successes']:,} of them reach the goal ({place})")
     return dataset, source
 
 

@@ -1,35 +1,36 @@
-"""MVP: a one-step policy from the mean velocity of a flow (MeanFlow), and its variant with DFP's top-K positives.
+"""MVP: a one-step policy that learns the mean velocity of a flow, and its variant with DFP's top-K positives.
 
-Time runs from data (t = 0) to noise (t = 1), the other way round than in flow.py:
+As in flow.py, straight paths join data and noise. Time runs the other way: t = 0 is the action a, t = 1 the noise eps.
 
-    z_t = (1 - t) a + t eps,   v = eps - a                                            a straight path and its velocity
+    z_t = (1 - t) a + t eps,   velocity eps - a                                            one such path
 
-1. A flow needs many steps because its velocity changes on the way. MeanFlow (Geng et al., arXiv 2505.13447) learns the
-   *mean* velocity between two times r < t instead. It crosses any stretch in one step, also the whole way:
+MeanFlow (Geng et al., arXiv 2505.13447). flow.py learns the velocity v(z, t) of a point. It changes on the way, so an
+action takes many small steps. MeanFlow learns the *mean* velocity u between two times r < t. It takes a point from t to
+r in one step, also from noise to action:
 
-    u(z_t, r, t) = 1/(t - r) * integral_r^t v(z_s, s) ds,       a = clip(eps - u(eps, 0, 1))
+    z_r = z_t - (t - r) u(z_t, r, t),       a = clip(eps - u(eps, 0, 1))
 
-2. A target without the integral: multiply by t - r and differentiate by t. The left side gives u + (t - r) du/dt, the
-   right side v(z_t, t), the integrand at its upper end. So
+How to learn u. The stretch (t - r) u is the sum of all velocities on the way from r to t. Let t grow a little. Then the
+sum grows by the velocity at its end, which is v(z_t, t). By the product rule it grows by u + (t - r) du/dt. So
 
-    u = v(z_t, t) - (t - r) du/dt                                                                  (MeanFlow identity)
+    u = v(z_t, t) - (t - r) du/dt                                                          MeanFlow identity
 
-   On the path z moves with velocity v, t with velocity 1, and r stands still. So du/dt is the derivative of the network
-   in the direction (v, 0, 1) of its inputs (z, r, t): one forward-mode pass, a JVP.
+The right side, taken without a gradient (sg), is the regression target for the left side. Two things in it need a word:
 
-3. v(z_t, t) is unknown: it is the mean velocity of all straight paths that cross in z_t. The sampled path has the
-   velocity eps - a, which takes its place, in du/dt too. A regression learns the mean of its targets, and as they are
-   linear in v, this is the target with the mean velocity.
+  - du/dt follows the moving point: z changes with velocity v, t with velocity 1, and r stands still. So it is the
+    derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode differentiation, a JVP,
+    gives it in one pass.
+  - v(z_t, t) is the mean over all paths through z_t, and unknown. The velocity eps - a of the sampled path takes its
+    place, in du/dt too. A regression learns the mean of its targets, and here that mean is the wanted target.
 
-    L_MF = E || u(z_t, r, t) - sg(v - (t - r) du/dt) ||^2,      v = eps - a
+    L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
-4. At r = t the identity reads u = v, and longer stretches are built on that. But two random times are never equal.
-   MeanFlow sets r = t for some samples. MVP (Zhan et al., arXiv 2602.13810) instead adds a loss at r = t, the
-   instantaneous velocity constraint (IVC):
+MVP (Zhan et al., arXiv 2602.13810). At r = t the identity says u = v, and longer stretches are learned from shorter
+ones. Random times are never equal, so MVP adds a loss for that case, the instantaneous velocity constraint (IVC):
 
-    L_IVC = E || u(z_r, r, r) - v ||^2,       L_BC = L_MF + w L_IVC
+    L_IVC = E || u(z_r, r, r) - (eps - a) ||^2,       L_BC = L_MF + w L_IVC
 
-MVP       that loss on the data, and the critic chooses: the best of N samples acts and bootstraps.
+MVP       L_BC on the data, and the critic chooses: the best of N samples acts and bootstraps.
 MVPTopK   the ablation of Table 2: online, DFP's positives P_K(s) (Eq. 15) are regression targets too.
 
     python -m tools.pictures meanflow        instantaneous and mean velocity of a flow in one dimension
@@ -59,9 +60,9 @@ def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
 
 def mean_flow(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors of L_MF and L_IVC by coordinate: action, noise [..., D], r <= t [..., 1] -> two [..., D]."""
-    v = noise - action
+    v = noise - action                                                                   # of the sampled path
     z_t, z_r = (1 - t) * action + t * noise, (1 - r) * action + r * noise
-    target = v - (t - r) * total_derivative(u, z_t, r, t, v)                             # MeanFlow identity, sg(.)
+    target = v - (t - r) * total_derivative(u, z_t, r, t, v)                             # the identity, sg(.)
     return (u(z_t, r, t) - target).square(), (u(z_r, r, r) - v).square()
 
 

@@ -10,7 +10,6 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from tools import sources
 from tools.official import files
 
 
@@ -58,12 +57,12 @@ def test_robomimic_conventions(generated):
 @pytest.mark.parametrize("name", ["lift", "can", "square"])
 def test_shipped_demonstrations(name, tmp_path):
     """The preset quick takes them and writes nothing beside them; all 300 succeed within the horizon."""
-    path = sources.SHIPPED / f"{name}.hdf5"
-    beside = sorted(sources.SHIPPED.iterdir())
+    path = data.SHIPPED / f"{name}.hdf5"
+    beside = sorted(data.SHIPPED.iterdir())
     dataset, source = data.load(build(dict(task=name, preset="quick", data_dir=str(tmp_path))))
     assert source["kind"] == "generated" and source["path"] == str(path)
     assert source["episodes"] == source["successes"] == 300 and source["longest"] <= envs.find_task(name).horizon
-    assert sorted(sources.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
+    assert sorted(data.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
     with h5py.File(path) as file:
         operators = [demo.attrs["operator"] for demo in file["data"].values()]
         assert file["data/demo_299/states"].dtype == np.float64 and operators.count(operators[0]) >= 40
@@ -115,7 +114,7 @@ def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_pat
     assert source["kind"] == "generated" and source["episodes"] == source["successes"] == 3
     assert "NO OFFICIAL DATA" in said and "unreachable" in said and "unreachable" in source["why"]
     shipped = data.load(build(dict(task="lift", data_dir=str(tmp_path))))[1]["path"]
-    assert shipped == str(sources.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in capsys.readouterr().out
+    assert shipped == str(data.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in capsys.readouterr().out
     with pytest.raises(UserError, match="could not be obtained"):
         data.load(build(dict(task="lift", data="official", data_dir=str(folder))))
 
@@ -130,4 +129,4 @@ def test_official_files_of_other_projects_are_found(generated, monkeypatch, tmp_
 
 
 def test_names_of_own_data_are_text():
-    assert sources.own_kind("a/de mo.hdf5") == "own-de mo" and sources.own_kind(os.fsdecode(b"d\xffmo.npz")) == "own-d?mo"
+    assert files.own_kind("a/de mo.hdf5") == "own-de mo" and files.own_kind(os.fsdecode(b"d\xffmo.npz")) == "own-d?mo"

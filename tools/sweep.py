@@ -19,7 +19,7 @@ import torch
 from config import SOURCES, UserError
 from tools.report.__main__ import main as report
 from tools.simulators.process import cores
-from tools.sources import own_kind
+from tools.official.files import own_kind
 from tools.training import command_line
 from tools.training.files import read_config, read_rows
 from tools.training.saving import folder_of, kind_begun, stage1_knobs

@@ -171,6 +171,11 @@ def count(terminals: np.ndarray, reached: np.ndarray) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------------ records
+def own_kind(path) -> str:
+    """What a run's folder calls data from a file of one's own. (A name that is no text has a ? where it is none.)"""
+    return f"own-{Path(path).stem.encode(errors='replace').decode()}"
+
+
 def record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
