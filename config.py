@@ -159,7 +159,7 @@ def task_values(task: str) -> dict:
 def preset_values(preset: str, task: str, method: str) -> dict:
     """What the preset changes. UserError where it has nothing for the task or the method."""
     if preset in ("quick", "laptop"):
-        return small(preset, task)
+        return SMALL | SIZES[preset, kind_of(task)]._asdict()
     is_dfp = METHODS[method].family == "dfp"
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
         if not is_dfp:
@@ -180,28 +180,31 @@ SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes
 # quick: can and square need more updates than lift, so their networks are narrower. A narrow network learns faster with
 # a larger learning rate (results/batch). laptop: imitation needs many updates (results/laptop). Random play hardly ever
 # reaches the goal, and these sets are small: half of a set of cubes is aimed at it.
+Size = NamedTuple("Size", [("hidden", int), ("lr", float), ("offline_steps", int), ("online_steps", int),
+                           ("eval_every", int), ("data_size", int), ("goal_share", float)])
 SIZES = {
-    # columns: hidden, lr, offline_steps, online_steps, eval_every, data_size, goal_share
-    ("quick", "lift"):        (128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),
-    ("quick", "can"):         ( 64, 1e-3,  24_000, 48_000, 12_000,     300, 0.0),
-    ("quick", "square"):      ( 64, 1e-3,  24_000, 48_000, 24_000,     300, 0.0),
-    ("quick", "one cube"):    (128, 3e-4,   8_000, 16_000,  4_000,  40_000, 0.5),
-    ("quick", "cubes"):       (128, 1e-3,  24_000, 60_000, 12_000, 100_000, 0.5),
-    ("quick", "others"):      (128, 3e-4,   8_000, 16_000,  4_000, 100_000, 0.0),
-    ("laptop", "lift"):       (128, 5e-4,  20_000, 20_000, 10_000,     300, 0.0),
-    ("laptop", "can"):        (128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0),
-    ("laptop", "square"):     (128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0),
-    ("laptop", "one cube"):   (128, 5e-4,  20_000, 20_000, 10_000, 100_000, 0.5),
-    ("laptop", "cubes"):      (128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.5),
-    ("laptop", "others"):     (128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.0),
+    ("quick", "lift"):        Size(128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),
+    ("quick", "can"):         Size( 64, 1e-3,  24_000, 48_000, 12_000,     300, 0.0),
+    ("quick", "square"):      Size( 64, 1e-3,  24_000, 48_000, 24_000,     300, 0.0),
+    ("quick", "one cube"):    Size(128, 3e-4,   8_000, 16_000,  4_000,  40_000, 0.5),
+    ("quick", "cubes"):       Size(128, 1e-3,  24_000, 60_000, 12_000, 100_000, 0.5),
+    ("quick", "others"):      Size(128, 3e-4,   8_000, 16_000,  4_000, 100_000, 0.0),
+    ("laptop", "lift"):       Size(128, 5e-4,  20_000, 20_000, 10_000,     300, 0.0),
+    ("laptop", "can"):        Size(128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0),
+    ("laptop", "square"):     Size(128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0),
+    ("laptop", "one cube"):   Size(128, 5e-4,  20_000, 20_000, 10_000, 100_000, 0.5),
+    ("laptop", "cubes"):      Size(128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.5),
+    ("laptop", "others"):     Size(128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.0),
 }
 
 
-def small(preset: str, task: str) -> dict:
-    """quick, minutes to an hour, and laptop, an hour or two."""
-    kinds = dict(zip(ROBOMIMIC, ROBOMIMIC)) | dict.fromkeys(CUBES, "cubes") | {"cube-single-task2": "one cube"}
-    names = ("hidden", "lr", "offline_steps", "online_steps", "eval_every", "data_size", "goal_share")
-    return SMALL | dict(zip(names, SIZES[preset, kinds.get(task, "others")]))
+def kind_of(task: str) -> str:
+    """The row of SIZES."""
+    if task in ROBOMIMIC:
+        return task
+    if task == "cube-single-task2":
+        return "one cube"
+    return "cubes" if task in CUBES else "others"
 
 
 # ------------------------------------------------------------------------------------------------- one Config

@@ -19,6 +19,7 @@ A task has one of three formats, each with a reader below:
     python data.py --task square --picture      ... drawn: lengths, paths of hand and object (figures/data-square.png)
     python data.py --task square --check 20     ... and 20 demonstrations replayed in the simulator installed here
 """
+import functools
 import math
 from pathlib import Path
 
@@ -27,7 +28,6 @@ import numpy as np
 import envs
 from buffer import FIELDS
 from config import SOURCES, UserError
-from tools.checks import option_name
 from tools.official import fetch, files, shards
 from tools.training.files import one_at_a_time
 
@@ -46,23 +46,21 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """
     # An observation joins these keys in this order. The width of the last, the object, depends on the task.
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))
-
-    def observation(demo, group):
-        return np.concatenate([demo[f"{group}/{key}"] for key in sizes], axis=1)                    # [T, O]
-    columns = {name: [] for name in FIELDS}
+    parts = []
     for demo in files.demonstrations(path, task, sizes):         # its arrays by name, checked
-        obs = observation(demo, "obs")
+        obs = np.concatenate([demo[f"obs/{key}"] for key in sizes], axis=1)                         # [T, O]
         if "next_obs/object" in demo:
-            next_obs = observation(demo, "next_obs")
+            next_obs = np.concatenate([demo[f"next_obs/{key}"] for key in sizes], axis=1)
         else:                                    # the next row's obs; at the last row anything, as its mask is 0
             next_obs = np.concatenate([obs[1:], obs[-1:]])
         dones = demo["dones"]
         dones[-1] = 1
-        rows = dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - dones,
-                    terminals=dones, next_observations=next_obs)
-        for name in FIELDS:
-            columns[name].append(rows[name])
-    return {name: np.concatenate(parts) for name, parts in columns.items()}
+        parts.append(dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - dones,
+                          terminals=dones, next_observations=next_obs))
+    return {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+
+
+simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
 
 
 def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
@@ -70,14 +68,19 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
     follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
     rows = files.play(path, task)                # the file's arrays by name, checked
-    # By ogbench's own function, which puts a simulator into each row's qpos and asks for the goal's conditions. A
-    # reward is minus the number of those that are unmet; the mask is 0 where all are met.
-    rewards, masks = files.relabel(rows, task)
+    # ogbench's own function puts a simulator into each row's qpos and asks for the goal's conditions. It adds rewards,
+    # minus the number of those that are unmet, and masks, 0 where all are met.
+    from ogbench.relabel_utils import relabel_dataset    # late: it brings simulators along
+    simulator = simulator_of(task)
+    simulator.reset()
+    joints, expected = rows["qpos"].shape[1], simulator.unwrapped._model.nq
+    files.require(joints == expected, f"qpos have {joints} numbers, the simulator's {expected}")
+    relabel_dataset(task.source, simulator, rows)
     # Rows s0 s1 s2 of a trajectory, with terminals 0 0 1, are two transitions: s0 to s1 and s1 to s2. Each begins in a
     # row whose terminal is 0. It ends the episode if the row that it leads to has terminal 1.
     index = np.flatnonzero(rows["terminals"] == 0)
-    return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
-            "masks": masks[index], "terminals": rows["terminals"][index + 1],
+    return {"observations": rows["observations"][index], "actions": rows["actions"][index],
+            "rewards": rows["rewards"][index], "masks": rows["masks"][index], "terminals": rows["terminals"][index + 1],
             "next_observations": rows["observations"][index + 1]}
 
 
@@ -101,12 +104,11 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 
 # ------------------------------------------------------------------------------------------ where they come from
-def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[tuple[Path, Path]]]:
-    """Which files, by --data -> (kind, why, [(file, its record)]). kind is official, generated or own-<name>; why tells
-    how it came to that. Of records speaks load(). UserError where there are no such data."""
+def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
+    """Which files, by --data -> (kind, why, paths). kind is official, generated or own-<name>; why tells how it came to
+    that. UserError where there are no such data."""
     if config.data not in SOURCES:
-        path = Path(config.data)
-        return files.own_kind(path), "given with --data", [(path, files.record_path(folder / "own" / path.name))]
+        return files.own_kind(config.data), "given with --data", [Path(config.data)]
     if task.suite == "own":
         raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
 
@@ -115,9 +117,9 @@ def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[tuple[Pa
         # On disk, or else from the first host that gives them. A file has 1M transitions where there are several.
         count = math.ceil(config.data_size / 1_000_000)                        # of files; 0 = all
         most_bytes = 2e9 if config.data == "auto" else float("inf")            # more is fetched only where asked for
-        found, why = fetch.fetch(task, folder, most_bytes, count, READERS[task.suite])
-        if found:
-            return "official", why, found
+        paths, why = fetch.fetch(task, folder, most_bytes, count, READERS[task.suite])
+        if paths:
+            return "official", why, paths
         if config.data == "official":
             raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
                             "--data generated makes a stand-in")
@@ -126,63 +128,39 @@ def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[tuple[Pa
     return "generated", why, stand_ins(config, task, folder)
 
 
-def stand_ins(config, task: envs.Task, folder: Path) -> list[tuple[Path, Path]]:
+def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
     """The shipped ones, or such as are made now."""
     size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
     if task.suite == "robomimic" and size == SHIPPED_SIZE:
-        path = SHIPPED / f"{task.name}.hdf5"
-        return [(path, files.record_path(folder / "standins" / path.name))]
+        return [SHIPPED / f"{task.name}.hdf5"]
     from tools.standins.generate import generate           # late: a run that has its data needs no operators
     share = config.goal_share if task.suite == "ogbench" else 0.0
-    return [(path, files.record_path(path))
-            for path in generate(task, size, folder / "generated", share, config.workers)]
-
-
-def refuse_unread(config, given: set[str], kind: str, found: list, task: envs.Task) -> None:
-    """UserError for a knob that was given by hand and means nothing for these data."""
-    unread = {"mix_size"} if len(found) == 1 else set()
-    if kind != "generated" or task.suite == "robomimic":
-        unread.add("goal_share")
-    if kind.startswith("own-") or kind == "official" and len(fetch.official(task)[0]) == 1:
-        unread.add("data_size")
-    for name in sorted(given & unread):
-        if getattr(config, name):
-            raise UserError(f"{option_name(name)} means nothing for {kind} data of {task.name}: leave it out")
+    return generate(task, size, folder / "generated", share, config.workers)
 
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (dataset, source).
+    """The data of a run -> (dataset, source). UserError where there are no usable data.
 
     given     the names of the knobs set by hand: one that means nothing for these data is refused
-    dataset   arrays by FIELDS, or what ShardBuffer takes
+    dataset   arrays [n, ...] by FIELDS, for ReplayBuffer; of many files one array on disk, for ShardBuffer
     source    for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest
-
-    UserError where there are no usable data.
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        kind, why, found = find(config, task, folder)
-        refuse_unread(config, given, kind, found, task)
-
-        # A record is a small JSON with a file's origin, size and checksum. A new file gets one when it has been read
-        # and found good. Later the record tells whether the file is still the same.
-        paths, records = [path for path, _ in found], []
-        for path, record in found:
-            with files.errors_in_one_line(path, task):
-                records.append(files.checked_record(path, record, lambda path: READERS[task.suite](path, task)))
-
+        kind, why, paths = find(config, task, folder)
+        fetch.refuse_unread(config, given, kind, paths, task)
+        # A new file is read once, to see that it is good. Then a record is kept of its size, checksum and origin, which
+        # tells later whether it is still the same.
+        records = files.records(paths, folder, task, READERS[task.suite])
         if len(paths) == 1:
             dataset = read(paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
-        else:                            # more than fits into memory: one array on disk, which ShardBuffer draws from
+        else:                            # they may not fit into memory
             dataset, counts = shards.load(paths, records, folder, task, read)
-
-    origin = {name: value for name, value in records[0].items() if name not in files.RECORD}
-    place = paths[0] if len(paths) == 1 else paths[0].parent
-    source = dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin) | counts
+    source = dict(kind=kind, why=why) | files.place_and_origin(paths, records) | counts
     print(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
-          f"{source['successes']:,} of them reach the goal ({place})")
+          f"{source['successes']:,} of them reach the goal ({source['path']})")
     return dataset, source
 
 

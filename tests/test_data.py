@@ -99,7 +99,7 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
     assert np.allclose(ours["actions"], theirs["actions"], atol=2e-5)
     assert (ours["masks"] == 0).any() and np.array_equal(ours["masks"] == 0, ours["rewards"] == 0)
     rows = np.load(path)                                   # from the cube's position alone: within 4 cm of the goal
-    goal = files.simulator_of(envs.find_task("cube-single-task2")).unwrapped.task_infos[1]["goal_xyzs"][0]
+    goal = data.simulator_of(envs.find_task("cube-single-task2")).unwrapped.task_infos[1]["goal_xyzs"][0]
     cube = rows["qpos"][~rows["terminals"]][:, 14:17]
     assert np.array_equal(np.linalg.norm(cube - goal, axis=1) <= 0.04, ours["masks"] == 0)
 

@@ -106,11 +106,11 @@ def official(monkeypatch, *hosts, names=("r/x.hdf5",), elsewhere="/nowhere"):
 def test_mirror_is_tried_reasons_are_told_and_files_are_remembered(host, tmp_path, monkeypatch):
     official(monkeypatch, host + "missing/", host + "good/")
     path = tmp_path / "robomimic/r/x.hdf5"
-    assert get(tmp_path) == ([(path, path.with_name("x.hdf5.json"))], "")
+    assert get(tmp_path) == ([path], "")
     record = json.loads(path.with_name("x.hdf5.json").read_text())
     assert record["url"] == host + "good/r/x.hdf5" and record["sha256"] == files.sha256(path)
     Host.served.clear()
-    assert get(tmp_path)[0][0][0] == path and not Host.served                            # it is there now
+    assert get(tmp_path)[0][0] == path and not Host.served                            # it is there now
     official(monkeypatch, host + "missing/", names=["r/y.hdf5"])
     assert get(tmp_path) == ([], f"{host.split('/')[2]}: HTTP Error 404: Not Found")
     official(monkeypatch, "http://127.0.0.1:1/", names=["r/y.hdf5"])
@@ -120,7 +120,7 @@ def test_mirror_is_tried_reasons_are_told_and_files_are_remembered(host, tmp_pat
 def test_a_host_that_keeps_dropping_is_asked_for_the_rest_while_it_gives(host, tmp_path, monkeypatch):
     official(monkeypatch, host + "drops/", host + "missing/")
     found, why = get(tmp_path)              # each try halves what is missing
-    assert why == "" and found[0][0].read_bytes() == CONTENT and len(Host.served) > 10
+    assert why == "" and found[0].read_bytes() == CONTENT and len(Host.served) > 10
 
 
 def test_a_full_disk_keeps_what_has_come_for_the_next_time(host, small_disk, monkeypatch):
@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_what_has_come_for_the_next_time(host, small_disk, mon
     (disk / "filler").unlink()
     have = fetch.left_over(disk / "robomimic/r/x.hdf5")
     found, why = get(disk)
-    assert 500_000 < have <= 600_000 and why == "" and found[0][0].read_bytes() == CONTENT
+    assert 500_000 < have <= 600_000 and why == "" and found[0].read_bytes() == CONTENT
     assert Host.served[-1] == ("/good/r/x.hdf5", f"bytes={have}-")
 
 
@@ -143,7 +143,7 @@ def test_many_files_count_together(host, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="give --data official"):
         get(tmp_path, 2.5 * len(CONTENT))
     found, _ = get(tmp_path, 2.5 * len(CONTENT), count=2)                       # two of them are small enough
-    assert [path.name for path, _ in found] == ["0.hdf5", "1.hdf5"]
+    assert [path.name for path in found] == ["0.hdf5", "1.hdf5"]
     assert len(get(tmp_path, 3.5 * len(CONTENT))[0]) == 3
 
 

@@ -235,7 +235,7 @@ def test_load_says_when_a_file_has_changed(tmp_path, capsys):
     config = build(dict(task="cube-single-task2", data=str(path), data_dir=str(tmp_path / "data")))
     _, source = data.load(config)
     assert source["kind"] == "own-mine" and source["sha256"] == files.sha256(path)
-    assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/own/*.json"))) == 1
+    assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/elsewhere/**/*.json"))) == 1
     write(play(rows=60), path)
     assert data.load(config)[1]["sha256"] == files.sha256(path) != source["sha256"]
     assert "mine.npz has changed since 20" in capsys.readouterr().out
@@ -278,7 +278,7 @@ def test_another_robot_is_told(tmp_path, generated, capsys):
     ("lift", "generated", "mix_size")])
 def test_knobs_that_the_data_do_not_read_are_refused(task, source, knob, generated, tmp_path, monkeypatch):
     path = generated[task]
-    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([(path, tmp_path / "x.json")], ""))
+    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([path], ""))
     knobs = dict(task=task, data=str(path) if source == "own" else source, data_dir=str(tmp_path))
     assert data.load(build(knobs))[1]["kind"] == ("own-" + path.stem if source == "own" else source)
     with pytest.raises(UserError, match=f"--{knob.replace('_', '-')} means nothing for"):
@@ -305,7 +305,7 @@ def test_only_what_can_be_had_again_is_told_to_be_deleted(tmp_path, generated):
     broken.write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="mine.npz is no usable data of lift: it is no HDF5") as error:
         data.load(build(dict(task="lift", data=str(broken), data_dir=str(tmp_path / "data"))))
-    assert "delete" not in str(error.value) and not list(tmp_path.glob("data/own/*"))
+    assert "delete" not in str(error.value) and not list(tmp_path.glob("data/elsewhere/**/*"))
     made = tmp_path / "generated" / generated["lift"].name
     made.parent.mkdir()
     shutil.copy2(generated["lift"], made)

@@ -22,7 +22,7 @@ LENGTHS = [[9, 30, 4], [50], [7, 7, 7, 2, 12]]             # of the trajectories
 
 def write(folder, lengths, first=0):
     """One npz of OGBench's layout for each list of trajectory lengths; every number in it is another one."""
-    simulator = files.simulator_of(CUBE)
+    simulator = data.simulator_of(CUBE)
     simulator.reset()
     goal = simulator.unwrapped._data.mocap_pos[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,12 +76,11 @@ def test_tasks_of_one_environment_share_the_arrays(paths, tmp_path, monkeypatch)
     other = dataclasses.replace(CUBE, name="another-goal")
     monkeypatch.setitem(envs.TABLE, other.name, other)
 
-    def relabel(rows, task, usual=files.relabel):
-        rewards, masks = usual(rows, CUBE)
-        return rewards - (task is other), masks
-    monkeypatch.setattr(files, "relabel", relabel)
+    def read(path, task):
+        dataset = data.read(path, CUBE)
+        return dataset | dict(rewards=dataset["rewards"] - (task is other))
     for task, successes in ((CUBE, True), (other, False)):
-        dataset, counts = open_set(paths, tmp_path, task)
+        dataset, counts = open_set(paths, tmp_path, task, read)
         found = mapped(dataset).transitions(torch.arange(len(dataset["records"])))
         assert np.array_equal(found["rewards"], together(paths)["rewards"] - (task is other))
         assert bool(counts["successes"]) == successes and found["masks"].all() != successes
@@ -196,13 +195,13 @@ MEMORY = """
 import sys; sys.path.insert(0, {root!r})
 import torch, data, envs
 from pathlib import Path
-from tools.official import files, shards
+from tools.official import shards
 torch.set_num_threads(1)
 def anonymous():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 paths = sorted(Path({folder!r}).glob("*.npz"))
 task = envs.find_task("cube-single-task2")
-files.simulator_of(task).reset()                # has memory of its own
+data.simulator_of(task).reset()                # has memory of its own
 begin = anonymous()
 records = [dict(sha256=str(i)) for i in range(len(paths))]
 dataset, counts = shards.load(paths, records, Path({folder!r}).parent, task, data.read)

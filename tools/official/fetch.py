@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import envs
 from config import UserError
+from tools.checks import option_name
 from tools.official import files
 
 
@@ -65,9 +66,9 @@ def download(url: str, path: Path, timeout: float = 10, announced=lambda size: N
     os.replace(part, path)
 
 
-def fetch(task: envs.Task, folder: Path, max_bytes: float, count: int, read) -> tuple[list[tuple[Path, Path]], str]:
-    """The first `count` official files (0: all), from disk or from the first host that gives them -> ([(path, record)],
-    "") or ([], why not). read(path, task) raises for what is broken. UserError beyond max_bytes in all."""
+def fetch(task: envs.Task, folder: Path, max_bytes: float, count: int, read) -> tuple[list[Path], str]:
+    """The first `count` official files (0: all), from disk or from the first host that gives them -> (paths, "") or
+    ([], why not). read(path, task) raises for what is broken. UserError beyond max_bytes in all."""
     names, hosts, elsewhere = official(task)
     names, here, reasons = names[:count or None], folder / task.suite, []
     found = {name: path for name in names for path in (elsewhere.expanduser() / name, here / name) if path.exists()}
@@ -91,4 +92,16 @@ def fetch(task: envs.Task, folder: Path, max_bytes: float, count: int, read) -> 
                     raise UserError(f"the disk of {here} is full") from None
                 if left_over(path) <= had:        # else the connection broke, but the host does give: go on
                     reasons.append(f"{hosts.pop(0).split('/')[2]}: {error}")
-    return [(found[name], files.record_path(here / name)) for name in names], ""
+    return [found[name] for name in names], ""
+
+
+def refuse_unread(config, given: set[str], kind: str, paths: list[Path], task: envs.Task) -> None:
+    """UserError for a knob that was given by hand and means nothing for these data."""
+    unread = {"mix_size"} if len(paths) == 1 else set()
+    if kind != "generated" or task.suite == "robomimic":
+        unread.add("goal_share")
+    if kind.startswith("own-") or (kind == "official" and len(official(task)[0]) == 1):
+        unread.add("data_size")
+    for name in sorted(given & unread):
+        if getattr(config, name):
+            raise UserError(f"{option_name(name)} means nothing for {kind} data of {task.name}: leave it out")

@@ -2,12 +2,12 @@
 which errors_in_one_line() makes a UserError, and not a surprise after a day of training. Nothing is unpickled.
 """
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -137,20 +137,6 @@ def play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
     return rows
 
 
-simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
-
-
-def relabel(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:
-    """ogbench's own rewards [T] and masks [T] (0 where the goal is reached) of a task, for what play() gave."""
-    import ogbench.relabel_utils                 # late: it brings simulators along
-    simulator, labelled = simulator_of(task), dict(rows)
-    simulator.reset()
-    joints = rows["qpos"].shape[1]
-    require(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
-    ogbench.relabel_utils.relabel_dataset(task.source, simulator, labelled)
-    return labelled["rewards"], labelled["masks"]
-
-
 def lengths(dataset: dict) -> np.ndarray:
     """How many steps each episode has."""
     lasts = dataset["lasts"].numpy() if "lasts" in dataset else np.flatnonzero(dataset["terminals"])
@@ -178,6 +164,12 @@ def own_kind(path) -> str:
 
 def record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
+
+
+def record_in(folder: Path, path: Path) -> Path:
+    """Beside a file that lies in the data folder. Nothing is written beside others."""
+    path, folder = path.absolute(), folder.absolute()
+    return record_path(path if path.is_relative_to(folder) else folder / "elsewhere" / path.relative_to(path.anchor))
 
 
 def sha256(path: Path) -> str:
@@ -225,6 +217,22 @@ def checked_record(path: Path, record: Path, read) -> dict:
     if entry is None:
         read(path)
     return remember(path, record, **entry or {})
+
+
+def records(paths: list[Path], folder: Path, task: envs.Task, read) -> list[dict]:
+    """checked_record() of each, in the data folder. read(path, task) raises for what is broken. UserError."""
+    found = []
+    for path in paths:
+        with errors_in_one_line(path, task):
+            found.append(checked_record(path, record_in(folder, path), partial(read, task=task)))
+    return found
+
+
+def place_and_origin(paths: list[Path], records: list[dict]) -> dict:
+    """What config.json says of the files: several lie in one folder, and have one origin."""
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    origin = {name: value for name, value in records[0].items() if name not in RECORD}
+    return dict(path=str(place), files=[*map(str, paths)], origin=origin)
 
 
 @contextlib.contextmanager

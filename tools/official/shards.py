@@ -60,8 +60,7 @@ def sizes(index: dict) -> dict:
 def append(place: Path, index: dict, path: Path, read) -> dict:
     """One file at the end of the arrays -> its counts."""
     tasks = [envs.find_task(name) for name in index["tasks"]]
-    dataset, play = read(path, tasks[0]), files.play(path, tasks[0])
-    others = [files.relabel(play, task)[0][play["terminals"] == 0] for task in tasks[1:]]
+    dataset, others = read(path, tasks[0]), [read(path, task)["rewards"] for task in tasks[1:]]
     terminals, rewards = dataset["terminals"], np.stack([dataset["rewards"], *others], axis=1)      # [n], [n, tasks]
     lasts, before = np.flatnonzero(terminals), sum(entry["transitions"] for entry in index["files"])
     rows = np.concatenate([dataset["observations"], dataset["actions"], terminals[:, None], rewards], axis=1)
