@@ -67,14 +67,14 @@ def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """OGBench's play npz -> transitions. The file has observations [T, O], actions [T, A], terminals [T] and the
     simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
     follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
-    rows = files.play(path, task)                # the file's arrays by name, checked
+    rows = files.read_play(path, task)              # the file's arrays by name, checked
     # ogbench's own function puts a simulator into each row's qpos and asks for the goal's conditions. It adds rewards,
     # minus the number of those that are unmet, and masks, 0 where all are met.
     from ogbench.relabel_utils import relabel_dataset    # late: it brings simulators along
     simulator = simulator_of(task)
     simulator.reset()
-    joints, expected = rows["qpos"].shape[1], simulator.unwrapped._model.nq
-    files.require(joints == expected, f"qpos have {joints} numbers, the simulator's {expected}")
+    joints = rows["qpos"].shape[1]
+    files.require(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
     relabel_dataset(task.source, simulator, rows)
     # Rows s0 s1 s2 of a trajectory, with terminals 0 0 1, are two transitions: s0 to s1 and s1 to s2. Each begins in a
     # row whose terminal is 0. It ends the episode if the row that it leads to has terminal 1.
@@ -107,25 +107,25 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
     """Which files, by --data -> (kind, why, paths). kind is official, generated or own-<name>; why tells how it came to
     that. UserError where there are no such data."""
-    if config.data not in SOURCES:
+    if config.data not in SOURCES:                         # a file of your own
         return files.own_kind(config.data), "given with --data", [Path(config.data)]
     if task.suite == "own":
         raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
+    if config.data == "generated":
+        return "generated", "asked for with --data generated", stand_ins(config, task, folder)
 
-    why = "asked for with --data generated"
-    if config.data != "generated":
-        # On disk, or else from the first host that gives them. A file has 1M transitions where there are several.
-        count = math.ceil(config.data_size / 1_000_000)                        # of files; 0 = all
-        most_bytes = 2e9 if config.data == "auto" else float("inf")            # more is fetched only where asked for
-        paths, why = fetch.fetch(task, folder, most_bytes, count, READERS[task.suite])
-        if paths:
-            return "official", why, paths
-        if config.data == "official":
-            raise UserError(f"the official data of {task.name} could not be obtained ({why}); "
-                            "--data generated makes a stand-in")
-        print(f"*** NO OFFICIAL DATA ({why}). Stand-ins from the simulator take their place; results are marked "
-              "so. ***")
-    return "generated", why, stand_ins(config, task, folder)
+    # Official files, found on disk or downloaded. A downloaded one is kept if it can be read. Where there are several,
+    # each has 1M transitions. More than 2 GB in all are fetched only with --data official.
+    paths, why_not = fetch.fetch(task, folder, max_bytes=2e9 if config.data == "auto" else math.inf,
+                                 count=math.ceil(config.data_size / 1_000_000), read=READERS[task.suite])
+    if paths:
+        return "official", "", paths
+    if config.data == "official":
+        raise UserError(f"the official data of {task.name} could not be obtained ({why_not}); "
+                        "--data generated makes a stand-in")
+    print(f"*** NO OFFICIAL DATA ({why_not}). Stand-ins from the simulator take their place; results are marked "
+          "so. ***")
+    return "generated", why_not, stand_ins(config, task, folder)
 
 
 def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
@@ -150,18 +150,13 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
         kind, why, paths = find(config, task, folder)
         fetch.refuse_unread(config, given, kind, paths, task)
-        # A new file is read once, to see that it is good. Then a record is kept of its size, checksum and origin, which
-        # tells later whether it is still the same.
-        records = files.records(paths, folder, task, READERS[task.suite])
+        records = files.records(paths, folder, task, READERS[task.suite])      # are they good, and still the same?
         if len(paths) == 1:
             dataset = read(paths[0], task)
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0) | {"sha256": records[0]["sha256"]}
+            counts = files.count(dataset["terminals"], dataset["masks"] == 0)
         else:                            # they may not fit into memory
             dataset, counts = shards.load(paths, records, folder, task, read)
-    source = dict(kind=kind, why=why) | files.place_and_origin(paths, records) | counts
-    print(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
-          f"{source['successes']:,} of them reach the goal ({source['path']})")
-    return dataset, source
+    return dataset, files.source(kind, why, paths, records, counts)
 
 
 if __name__ == "__main__":

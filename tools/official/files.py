@@ -127,7 +127,7 @@ def checked_file(path: Path, widths: dict) -> dict[str, np.ndarray]:
         return checked(file, widths)
 
 
-def play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
+def read_play(path: Path, task: envs.Task, *more: str) -> dict[str, np.ndarray]:
     """OGBench's npz -> observations [T, O], actions [T, A], terminals [T], 1 at a trajectory's last row, whose action
     leads nowhere; INFO as far as the task has it, and `more`."""
     info = INFO if task.source.startswith(("scene", "puzzle")) else INFO[:1]
@@ -220,7 +220,8 @@ def checked_record(path: Path, record: Path, read) -> dict:
 
 
 def records(paths: list[Path], folder: Path, task: envs.Task, read) -> list[dict]:
-    """checked_record() of each, in the data folder. read(path, task) raises for what is broken. UserError."""
+    """The record of each file: size, checksum, origin. A new file is read to see that it is good, and its record is
+    kept. Later that tells whether the file has changed. read(path, task) raises for what is broken."""
     found = []
     for path in paths:
         with errors_in_one_line(path, task):
@@ -228,11 +229,15 @@ def records(paths: list[Path], folder: Path, task: envs.Task, read) -> list[dict
     return found
 
 
-def place_and_origin(paths: list[Path], records: list[dict]) -> dict:
-    """What config.json says of the files: several lie in one folder, and have one origin."""
+def source(kind: str, why: str, paths: list[Path], records: list[dict], counts: dict) -> dict:
+    """What config.json says of the data, see data.load; told too. Several files lie in one folder, of one origin."""
     place = paths[0] if len(paths) == 1 else paths[0].parent
     origin = {name: value for name, value in records[0].items() if name not in RECORD}
-    return dict(path=str(place), files=[*map(str, paths)], origin=origin)
+    print(f"data: {kind}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
+          f"{counts['successes']:,} of them reach the goal ({place})")
+    checksum = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()
+    return dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin,
+                sha256=records[0]["sha256"] if len(paths) == 1 else checksum) | counts
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ def replay_ogbench(task: envs.Task, path: Path, episodes: int) -> tuple[bool, st
     import mujoco
     env = envs.make(task)
     env.reset(seed=0)
-    play, inner, seen, led = files.play(path, task, "qvel"), env.unwrapped, [], []
+    play, inner, seen, led = files.read_play(path, task, "qvel"), env.unwrapped, [], []
     compared = np.arange(task.obs_dim) != 18                     # the force between the fingers depends on the past
     end = np.flatnonzero(play["terminals"])[:episodes][-1]
     for i in files.spaced(np.flatnonzero(play["terminals"][:end] == 0), 50 * episodes):
