@@ -106,7 +106,7 @@ def test_ogbench_rows_equal_its_own_relabelling(generated, tmp_path):
 
 # ------------------------------------------------------------------------------------------ which data a run gets
 def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([], "host: unreachable"))
+    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_, **__: ([], "host: unreachable"))
     folder = generated["lift"].parent.parent
     config = build(dict(task="lift", preset="quick", data="auto", data_size=3, data_dir=str(folder)))
     _, source = data.load(config)

@@ -278,7 +278,7 @@ def test_another_robot_is_told(tmp_path, generated, capsys):
     ("lift", "generated", "mix_size")])
 def test_knobs_that_the_data_do_not_read_are_refused(task, source, knob, generated, tmp_path, monkeypatch):
     path = generated[task]
-    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_: ([path], ""))
+    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_, **__: ([path], ""))
     knobs = dict(task=task, data=str(path) if source == "own" else source, data_dir=str(tmp_path))
     assert data.load(build(knobs))[1]["kind"] == ("own-" + path.stem if source == "own" else source)
     with pytest.raises(UserError, match=f"--{knob.replace('_', '-')} means nothing for"):

@@ -271,7 +271,7 @@ def test_every_task_runs(task, tmp_path):
 def test_a_run_that_goes_on_keeps_its_data(home, tmp_path, monkeypatch):
     """--data auto fetched nothing when it began; a host that answers by now must not make another run of it."""
     script("train_online.py", tmp_path, home, "--online-steps 20")
-    monkeypatch.setattr(fetch, "fetch", lambda *_: pytest.fail("looked for official data"))
+    monkeypatch.setattr(fetch, "fetch", lambda *_, **__: pytest.fail("looked for official data"))
     output = script("train_online.py", tmp_path, home, "--online-steps 40 --data auto --resume")
     assert "data: generated" in output and "done" in output
     assert [p.name for p in (tmp_path / "runs/cube-single-task2/dfp").iterdir()] == ["generated"]
