@@ -33,6 +33,7 @@ from tools.training.files import one_at_a_time
 
 SHIPPED = Path(__file__).parent / "standins"               # of lift, can and square, and how many they are:
 SHIPPED_SIZE = 300
+simulator_of = functools.cache(envs.make)                  # making one takes a second; a set may have a hundred files
 
 
 # ------------------------------------------------------------------------------------------ what the files mean
@@ -58,9 +59,6 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         parts.append(dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - dones,
                           terminals=dones, next_observations=next_obs))
     return {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
-
-
-simulator_of = functools.cache(envs.make)        # making one takes a second, and a set may have a hundred files
 
 
 def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
@@ -105,8 +103,8 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------ where they come from
 def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
-    """Which files, by --data -> (kind, why, paths). kind is official, generated or own-<name>; why tells how it came to
-    that. UserError where there are no such data."""
+    """Which files, by --data -> (kind, why these, paths). kind is official, generated or own-<name>. UserError where
+    there are no such data."""
     if config.data not in SOURCES:                         # a file of your own
         return files.own_kind(config.data), "given with --data", [Path(config.data)]
     if task.suite == "own":
@@ -114,18 +112,19 @@ def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
     if config.data == "generated":
         return "generated", "asked for with --data generated", stand_ins(config, task, folder)
 
-    # Official files, found on disk or downloaded. A downloaded one is kept if it can be read. Where there are several,
-    # each has 1M transitions. More than 2 GB in all are fetched only with --data official.
-    paths, why_not = fetch.fetch(task, folder, max_bytes=2e9 if config.data == "auto" else math.inf,
-                                 count=math.ceil(config.data_size / 1_000_000), read=READERS[task.suite])
+    # Official files. Where there are several, each has 1M transitions. fetch() downloads those that are not on disk,
+    # and keeps one if it can be read.
+    count = math.ceil(config.data_size / 1_000_000)        # 0: all
+    most_bytes = 2e9 if config.data == "auto" else math.inf
+    paths, why_not = fetch.fetch(task, folder, most_bytes, count, READERS[task.suite])
     if paths:
-        return "official", "", paths
+        return "official", "found or downloaded", paths
     if config.data == "official":
         raise UserError(f"the official data of {task.name} could not be obtained ({why_not}); "
                         "--data generated makes a stand-in")
     print(f"*** NO OFFICIAL DATA ({why_not}). Stand-ins from the simulator take their place; results are marked "
           "so. ***")
-    return "generated", why_not, stand_ins(config, task, folder)
+    return "generated", f"no official data: {why_not}", stand_ins(config, task, folder)
 
 
 def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
@@ -150,13 +149,19 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
         kind, why, paths = find(config, task, folder)
         fetch.refuse_unread(config, given, kind, paths, task)
-        records = files.records(paths, folder, task, READERS[task.suite])      # are they good, and still the same?
+        # Is each file good, and still what it was? A record is kept of its size, checksum and origin.
+        records = files.records(paths, folder, task, READERS[task.suite])
         if len(paths) == 1:
-            dataset = read(paths[0], task)
+            dataset = read(paths[0], task)                                     # six arrays, in memory
             counts = files.count(dataset["terminals"], dataset["masks"] == 0)
-        else:                            # they may not fit into memory
-            dataset, counts = shards.load(paths, records, folder, task, read)
-    return dataset, files.source(kind, why, paths, records, counts)
+        else:
+            dataset, counts = shards.load(paths, records, folder, task, read)  # one array, on disk
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    source = dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=files.origin(records[0]),
+                  sha256=files.joint_sha256(records)) | counts
+    print(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
+          f"{source['successes']:,} of them reach the goal ({place})")
+    return dataset, source
 
 
 if __name__ == "__main__":

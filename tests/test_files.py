@@ -235,6 +235,7 @@ def test_load_says_when_a_file_has_changed(tmp_path, capsys):
     config = build(dict(task="cube-single-task2", data=str(path), data_dir=str(tmp_path / "data")))
     _, source = data.load(config)
     assert source["kind"] == "own-mine" and source["sha256"] == files.sha256(path)
+    assert files.joint_sha256([dict(sha256="a"), dict(sha256="b")]) == hashlib.sha256(b"ab").hexdigest()
     assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/elsewhere/**/*.json"))) == 1
     write(play(rows=60), path)
     assert data.load(config)[1]["sha256"] == files.sha256(path) != source["sha256"]

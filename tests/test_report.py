@@ -140,8 +140,7 @@ def test_everything_is_drawn_again_without_the_runs(tmp_path, monkeypatch, capsy
     assert names == {"aggregate.csv", "curves.png", "report.md", "runs.csv", "table.md", "tables.csv"}
     assert all((tmp_path / "one" / n).read_bytes() == (tmp_path / "two" / n).read_bytes() for n in names)
     # Folders and files together; and a preset that has changed since does not change what an old run was.
-    small = config.small
-    monkeypatch.setattr(config, "small", lambda preset, task: small(preset, task) | dict(hidden=256))
+    monkeypatch.setitem(config.SIZES, ("quick", "lift"), config.SIZES["quick", "lift"]._replace(hidden=256))
     make(tmp_path / "more", seed=3, ends=(0.1, 0.9))
     main([f"{one}/runs.csv", str(tmp_path / "more"), "--out", three])
     text = (tmp_path / "three/table.md").read_text()

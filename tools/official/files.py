@@ -229,15 +229,15 @@ def records(paths: list[Path], folder: Path, task: envs.Task, read) -> list[dict
     return found
 
 
-def source(kind: str, why: str, paths: list[Path], records: list[dict], counts: dict) -> dict:
-    """What config.json says of the data, see data.load; told too. Several files lie in one folder, of one origin."""
-    place = paths[0] if len(paths) == 1 else paths[0].parent
-    origin = {name: value for name, value in records[0].items() if name not in RECORD}
-    print(f"data: {kind}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
-          f"{counts['successes']:,} of them reach the goal ({place})")
-    checksum = hashlib.sha256("".join(record["sha256"] for record in records).encode()).hexdigest()
-    return dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin,
-                sha256=records[0]["sha256"] if len(paths) == 1 else checksum) | counts
+def origin(record: dict) -> dict:
+    """What a record tells of where its file came from."""
+    return {name: value for name, value in record.items() if name not in RECORD}
+
+
+def joint_sha256(records: list[dict]) -> str:
+    """Of one file its own, of several that of their checksums."""
+    each = [record["sha256"] for record in records]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 @contextlib.contextmanager
