@@ -116,7 +116,7 @@ def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
     # and keeps one if it can be read.
     count = math.ceil(config.data_size / 1_000_000)        # 0: all
     most_bytes = 2e9 if config.data == "auto" else math.inf
-    paths, why_not = fetch.fetch(task, folder, most_bytes, count, READERS[task.suite])
+    paths, why_not = fetch.fetch(task, folder, max_bytes=most_bytes, count=count, read=READERS[task.suite])
     if paths:
         return "official", "found or downloaded", paths
     if config.data == "official":
@@ -138,11 +138,20 @@ def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------ the data of a run
+def read_all(paths: list[Path], records: list[dict], folder: Path, task: envs.Task) -> tuple[dict, dict]:
+    """One file: arrays by FIELDS, in memory, for ReplayBuffer. Several may not fit there: one array on disk, which
+    ShardBuffer draws from (tools/official/shards.py). And counts of transitions, episodes, successes."""
+    if len(paths) > 1:
+        return shards.load(paths, records, folder, task, read)
+    dataset = read(paths[0], task)
+    return dataset, files.count(dataset["terminals"], dataset["masks"] == 0)
+
+
 def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, source). UserError where there are no usable data.
 
     given     the names of the knobs set by hand: one that means nothing for these data is refused
-    dataset   arrays [n, ...] by FIELDS, for ReplayBuffer; of many files one array on disk, for ShardBuffer
+    dataset   what ReplayBuffer takes, or ShardBuffer: see read_all()
     source    for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
@@ -151,11 +160,7 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
         fetch.refuse_unread(config, given, kind, paths, task)
         # Is each file good, and still what it was? A record is kept of its size, checksum and origin.
         records = files.records(paths, folder, task, READERS[task.suite])
-        if len(paths) == 1:
-            dataset = read(paths[0], task)                                     # six arrays, in memory
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0)
-        else:
-            dataset, counts = shards.load(paths, records, folder, task, read)  # one array, on disk
+        dataset, counts = read_all(paths, records, folder, task)
     place = paths[0] if len(paths) == 1 else paths[0].parent
     source = dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=files.origin(records[0]),
                   sha256=files.joint_sha256(records)) | counts

@@ -64,12 +64,12 @@ def main() -> None:
         film.choose_renderer()                             # before anything imports mujoco, which looks only once
     policy = run.load(args.run)
     table = args.run / "evaluate.csv"
-    read_rows(table)                                       # a table that cannot be added to is refused now, not later
+    read_rows(table)                                       # raises now, and not at the end, for a table that is broken
     best_of = args.best_of or policy.config.best_of
     if args.film:
         film.film(policy, args.film, play, range(args.first, args.first + min(3, args.episodes)), best_of)
     workers = min(args.workers or cores(), args.episodes)
-    # The episodes of play(), side by side.
+    # The mean of play() over the episodes, which many processes play at a time (tools/simulators/evaluator.py).
     with contextlib.closing(Evaluator(envs.find_task(policy.config.task), workers)) as evaluator:
         result = evaluator(policy.act, args.episodes, best_of, first=args.first)
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "

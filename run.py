@@ -38,9 +38,10 @@ class Run:
     data: dict                       # where its data come from, as data.load tells
     buffer: ReplayBuffer
     algo: DFP                        # or a baseline
-    # One generator per purpose, so that no purpose disturbs another. (Initial weights and training noise: dfp.py.)
-    batch_rng: torch.Generator       # draws where the chunks of a batch begin, line 3
-    acting_rng: torch.Generator      # draws the noise of line 1
+    # One generator per purpose, so that no purpose disturbs another. A third, in dfp.py, has the seed itself: it draws
+    # initial weights and training noise.
+    batch_rng: torch.Generator       # seed + 1, in stage 2 seed + 3: where the chunks of a batch begin, line 3
+    acting_rng: torch.Generator      # seed + 2: the noise of line 1
     step: int = 0                    # the last one that is complete
     stage: str = "offline"
     # Of no interest to the algorithm:
@@ -52,8 +53,7 @@ class Run:
     def start_online(self) -> None:
         """Between the stages: pi_old becomes a copy of pi_theta."""
         self.algo.start_online()
-        # Seeded anew: stage 2 draws the same batches whether stage 1 was trained here or taken from another run. (The
-        # generators begin with seed + 1 and + 2: prepare.py.)
+        # Seeded anew: stage 2 draws the same batches whether stage 1 was trained here or taken from another run.
         self.batch_rng.manual_seed(self.config.seed + 3)
 
 

@@ -21,7 +21,8 @@ The right side, taken without a gradient (sg), is the regression target for the 
     derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode differentiation, a JVP,
     gives it in one pass.
   - v(z_t, t) is the mean over all paths through z_t, and unknown. The velocity eps - a of the sampled path takes its
-    place, in du/dt too. A regression learns the mean of its targets, and here that mean is the wanted target.
+    place, in du/dt too. A regression learns the mean of its targets. They are linear in that velocity, so their mean is
+    the target with v.
 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
