@@ -12,7 +12,8 @@ A task has one of three formats, each with a reader below:
 
     official    the benchmark's, found on disk or downloaded
     generated   stand-ins, made in the simulator; those of lift, can and square lie in standins/
-    auto        official where possible; else generated, and the run says so loudly
+    auto        official where possible; else generated, and the run says so loudly. More than 2 GB are not downloaded
+                unasked: the run ends and tells the choice
     a file      your own
 
     python data.py --task square                what a run would train on; fetches or generates what is missing
@@ -31,8 +32,8 @@ from config import SOURCES, UserError
 from tools.official import fetch, files, shards
 from tools.training.files import one_at_a_time
 
-SHIPPED = Path(__file__).parent / "standins"               # of lift, can and square, and how many they are:
-SHIPPED_SIZE = 300
+SHIPPED = Path(__file__).parent / "standins"               # demonstrations of lift, can and square
+SHIPPED_SIZE = 300                                         # ... of each
 simulator_of = functools.cache(envs.make)                  # making one takes a second; a set may have a hundred files
 
 
@@ -112,9 +113,8 @@ def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
     if config.data == "generated":
         return "generated", "asked for with --data generated", stand_ins(config, task, folder)
 
-    # Official files. Where there are several, each has 1M transitions. fetch() downloads those that are not on disk,
-    # and keeps one if it can be read.
-    count = math.ceil(config.data_size / 1_000_000)        # 0: all
+    # fetch() downloads those that are not on disk, and keeps one if it can be read.
+    count = math.ceil(config.data_size / 1_000_000)        # of files with 1M transitions each; 0: all, or the only one
     most_bytes = 2e9 if config.data == "auto" else math.inf
     paths, why_not = fetch.fetch(task, folder, max_bytes=most_bytes, count=count, read=READERS[task.suite])
     if paths:
@@ -139,8 +139,9 @@ def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def read_all(paths: list[Path], records: list[dict], folder: Path, task: envs.Task) -> tuple[dict, dict]:
-    """One file: arrays by FIELDS, in memory, for ReplayBuffer. Several may not fit there: one array on disk, which
-    ShardBuffer draws from (tools/official/shards.py). And counts of transitions, episodes, successes."""
+    """The transitions of all files -> (dataset, how many transitions, episodes and successes there are). Of one file
+    the dataset is arrays by FIELDS, for ReplayBuffer. Several may not fit into memory. They become one array on disk,
+    for ShardBuffer in tools/official/shards.py; by the records it knows which files are in it already."""
     if len(paths) > 1:
         return shards.load(paths, records, folder, task, read)
     dataset = read(paths[0], task)

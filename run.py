@@ -38,8 +38,8 @@ class Run:
     data: dict                       # where its data come from, as data.load tells
     buffer: ReplayBuffer
     algo: DFP                        # or a baseline
-    # One generator per purpose, so that no purpose disturbs another. A third, in dfp.py, has the seed itself: it draws
-    # initial weights and training noise.
+    # One generator per purpose, so that no purpose disturbs another. Those of initial weights and of training noise are
+    # in dfp.py.
     batch_rng: torch.Generator       # seed + 1, in stage 2 seed + 3: where the chunks of a batch begin, line 3
     acting_rng: torch.Generator      # seed + 2: the noise of line 1
     step: int = 0                    # the last one that is complete
@@ -80,7 +80,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
 
 
 def newest(folder: Path) -> dict:
-    """The newest state in a folder, of training or exported. UserError when there is none."""
+    """The state that is farthest in training, or the exported one. UserError when there is none."""
     for name in ("checkpoint.pt", "offline.pt", "policy.pt"):
         if state := read_newest(folder / name):
             return state

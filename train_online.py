@@ -3,8 +3,8 @@
     python train_online.py --task square                        the paper's 1M + 1M steps
     python train_online.py --task square --preset quick         the same algorithm, small: under an hour on a laptop
 
-Read online_stage(): its loop is Algorithm 1, one environment step and one update at a time. (--seeds 5 runs the same
-loop for five runs at once: tools/speed/seeds.py.)
+Read online_stage(): its loop is Algorithm 1, one environment step and one update at a time. (--seeds 5 does not run it,
+but one of the same shape in tools/speed/seeds.py.)
 
     line 1   observe s, draw N' actions from pi_theta, execute the best by Q_phi     here, and dfp.DFP.act
     line 2   append the transition to D, which starts as the offline data            here, and buffer.py
