@@ -236,7 +236,7 @@ def test_load_says_when_a_file_has_changed(tmp_path, capsys):
     _, source = data.load(config)
     assert source["kind"] == "own-mine" and source["sha256"] == files.sha256(path)
     assert files.joint_sha256([dict(sha256="a"), dict(sha256="b")]) == hashlib.sha256(b"ab").hexdigest()
-    assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/elsewhere/**/*.json"))) == 1
+    assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/records/*_mine.npz.json"))) == 1
     write(play(rows=60), path)
     assert data.load(config)[1]["sha256"] == files.sha256(path) != source["sha256"]
     assert "mine.npz has changed since 20" in capsys.readouterr().out
@@ -306,7 +306,7 @@ def test_only_what_can_be_had_again_is_told_to_be_deleted(tmp_path, generated):
     broken.write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="mine.npz is no usable data of lift: it is no HDF5") as error:
         data.load(build(dict(task="lift", data=str(broken), data_dir=str(tmp_path / "data"))))
-    assert "delete" not in str(error.value) and not list(tmp_path.glob("data/elsewhere/**/*"))
+    assert "delete" not in str(error.value) and not list(tmp_path.glob("data/records/*"))
     made = tmp_path / "generated" / generated["lift"].name
     made.parent.mkdir()
     shutil.copy2(generated["lift"], made)

@@ -169,7 +169,8 @@ def record_path(path: Path) -> Path:
 def record_in(folder: Path, path: Path) -> Path:
     """Beside a file that lies in the data folder. Nothing is written beside others."""
     path, folder = path.absolute(), folder.absolute()
-    return record_path(path if path.is_relative_to(folder) else folder / "elsewhere" / path.relative_to(path.anchor))
+    names = path.relative_to(path.anchor).parts
+    return record_path(path if path.is_relative_to(folder) else folder / "records" / "_".join(names[-3:]))
 
 
 def sha256(path: Path) -> str:
