@@ -34,7 +34,6 @@ from tools.training.files import one_at_a_time
 
 SHIPPED = Path(__file__).parent / "standins"               # demonstrations of lift, can and square
 SHIPPED_SIZE = 300                                         # ... of each
-simulator_of = functools.cache(envs.make)                  # making one takes a second; a set may have a hundred files
 
 
 # ------------------------------------------------------------------------------------------ what the files mean
@@ -60,6 +59,12 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         parts.append(dict(observations=obs, actions=demo["actions"], rewards=demo["rewards"] - 1, masks=1 - dones,
                           terminals=dones, next_observations=next_obs))
     return {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
+
+
+@functools.cache
+def simulator_of(task: envs.Task):
+    """The task's environment, made once: that takes a second, and a set may have a hundred files."""
+    return envs.make(task)
 
 
 def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
@@ -113,8 +118,8 @@ def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
     if config.data == "generated":
         return "generated", "asked for with --data generated", stand_ins(config, task, folder)
 
-    # fetch() downloads those that are not on disk, and keeps one if it can be read.
-    count = math.ceil(config.data_size / 1_000_000)        # of files with 1M transitions each; 0: all, or the only one
+    # fetch() looks on disk, then downloads. It throws away what `read` cannot read, and tells why there are none.
+    count = math.ceil(config.data_size / 1_000_000)        # a file has 1M transitions: 3M need 3 files. 0: every file
     most_bytes = 2e9 if config.data == "auto" else math.inf
     paths, why_not = fetch.fetch(task, folder, max_bytes=most_bytes, count=count, read=READERS[task.suite])
     if paths:
@@ -138,36 +143,33 @@ def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------ the data of a run
-def read_all(paths: list[Path], records: list[dict], folder: Path, task: envs.Task) -> tuple[dict, dict]:
-    """The transitions of all files -> (dataset, how many transitions, episodes and successes there are). Of one file
-    the dataset is arrays by FIELDS, for ReplayBuffer. Several may not fit into memory. They become one array on disk,
-    for ShardBuffer in tools/official/shards.py; by the records it knows which files are in it already."""
-    if len(paths) > 1:
-        return shards.load(paths, records, folder, task, read)
-    dataset = read(paths[0], task)
-    return dataset, files.count(dataset["terminals"], dataset["masks"] == 0)
-
-
 def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, source). UserError where there are no usable data.
 
     given     the names of the knobs set by hand: one that means nothing for these data is refused
-    dataset   what ReplayBuffer takes, or ShardBuffer: see read_all()
-    source    for config.json: kind, why, path, files, origin, sha256, transitions, episodes, successes, longest
+    dataset   of one file arrays by FIELDS, for ReplayBuffer; of several one array on disk, for ShardBuffer
+    source    see describe()
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
         kind, why, paths = find(config, task, folder)
-        fetch.refuse_unread(config, given, kind, paths, task)
-        # Is each file good, and still what it was? A record is kept of its size, checksum and origin.
-        records = files.records(paths, folder, task, READERS[task.suite])
-        dataset, counts = read_all(paths, records, folder, task)
+        fetch.refuse_unread(config, given, kind, paths, task)              # as --goal-share for official data
+        records = files.records(paths, folder, task, READERS[task.suite])  # checksums; UserError if one changed
+        if len(paths) == 1:
+            dataset = read(paths[0], task)
+            counts = files.count(dataset["terminals"], dataset["masks"] == 0)
+        else:                            # they may not fit into memory: tools/official/shards.py
+            dataset, counts = shards.load(paths, records, folder, task, read)
+    return dataset, describe(kind, why, paths, records, counts)
+
+
+def describe(kind: str, why: str, paths: list[Path], records: list[dict], counts: dict) -> dict:
+    """What config.json says of the data; told in a line. counts: transitions, episodes, successes, longest."""
     place = paths[0] if len(paths) == 1 else paths[0].parent
-    source = dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=files.origin(records[0]),
-                  sha256=files.joint_sha256(records)) | counts
-    print(f"data: {kind}, {source['transitions']:,} transitions, {source['episodes']:,} episodes, "
-          f"{source['successes']:,} of them reach the goal ({place})")
-    return dataset, source
+    print(f"data: {kind}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
+          f"{counts['successes']:,} of them reach the goal ({place})")
+    return dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=files.origin(records[0]),
+                sha256=files.joint_sha256(records)) | counts
 
 
 if __name__ == "__main__":
