@@ -138,16 +138,17 @@ class TaskValues(NamedTuple):
     ivc_weight: float         # of MVP
 
 
-# Two to four cubes: Table 5 and App. A.2. These have nothing for one cube, scene and puzzles. There lambda, h, N and K
-# are Table 8's, and alpha is from FQL's README.
+# Two to four cubes: Table 5 and App. A.2. For one cube, scene and puzzles these have nothing: lambda, h, N and K are
+# Table 8's, alpha is from FQL's README, N' and MVP's weight are as with two cubes.
 TASK_VALUES = {
-    "cube-single":    TaskValues(0.45, (0.05,), 16, 8, 16, 300.0, 1.0),
-    "cube-double":    TaskValues(0.5, (0.05,), 16, 4, 16, 300.0, 1.0),
-    "cube-triple":    TaskValues(0.5, (0.05,), 16, 4, 16, 100.0, 0.0),
-    "cube-quadruple": TaskValues(0.5, (0.05,), 16, 4, 16, 100.0, 1.0),
-    "scene":          TaskValues(0.5, (0.01, 0.05), 16, 8, 16, 300.0, 1.0),
-    "puzzle-3x3":     TaskValues(0.5, (0.01, 0.05), 16, 8, 16, 1000.0, 1.0),
-    "puzzle-4x4":     TaskValues(0.5, (0.01, 0.05), 32, 16, 16, 1000.0, 1.0),
+    #                           lambda, h,              N,  K, N',  alpha, MVP's weight
+    "cube-single":    TaskValues(0.45, (0.05,),       16,  8, 16,  300.0, 1.0),
+    "cube-double":    TaskValues( 0.5, (0.05,),       16,  4, 16,  300.0, 1.0),
+    "cube-triple":    TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 0.0),
+    "cube-quadruple": TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 1.0),
+    "scene":          TaskValues( 0.5, (0.01, 0.05),  16,  8, 16,  300.0, 1.0),
+    "puzzle-3x3":     TaskValues( 0.5, (0.01, 0.05),  16,  8, 16, 1000.0, 1.0),
+    "puzzle-4x4":     TaskValues( 0.5, (0.01, 0.05),  32, 16, 16, 1000.0, 1.0),
 }
 
 
@@ -162,26 +163,6 @@ def task_values(task: str) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------- presets
-def preset_values(preset: str, task: str, method: str) -> dict:
-    """What the preset changes. UserError where it has nothing for the task or the method."""
-    if preset in ("quick", "laptop"):
-        return SMALL | SIZES[preset, KINDS.get(environment(task), "others")]._asdict()
-    is_dfp = METHODS[method].family == "dfp"
-    if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
-        if not is_dfp:
-            raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
-        return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
-    if preset == "offline-rl":   # Table 8: no chunks, no best of N', L_BC + lambda L_topK from the first step
-        if task not in OFFLINE_RL:
-            raise UserError(f"--preset offline-rl has values for {', '.join(OFFLINE_RL)} only (Table 8), not for "
-                            f"{task}")
-        table_8 = dict(chunk=1, best_of=1, topk_offline=True)
-        if task == "cube-double-task2":              # the only one whose lambda and K are not those of TASK_VALUES
-            table_8 |= dict(topk_weight=0.55, top_k=8)
-        return (table_8 if is_dfp else {}) | dict(online_steps=0, warmup=0)
-    return {}
-
-
 # The same algorithm at a smaller size. One thread: a second makes such small updates a third faster, but takes the core
 # that the simulator needs.
 SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
@@ -200,6 +181,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
+    #                        hidden,  lr,   offline, online,  evaluate, data size, goal share, q_aggregate
     # Can and square need more updates than lift, so their networks are narrower. A narrow network learns faster with a
     # larger learning rate (results/batch). Random play hardly ever reaches the goal, and these sets are small: half of
     # a set of cubes is aimed at it.
@@ -218,8 +200,29 @@ SIZES = {
     ("laptop", "cubes"):      Size(128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.5),
     ("laptop", "others"):     Size(128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.0),
 }
-KINDS = {"lift": "lift", "can": "can", "square": "square", "cube-single": "one cube", "cube-double": "cubes",
-         "cube-triple": "cubes", "cube-quadruple": "cubes"}
+SIZE_OF = {"lift": "lift", "can": "can", "square": "square", "cube-single": "one cube", "cube-double": "cubes",
+           "cube-triple": "cubes", "cube-quadruple": "cubes"}
+
+
+def preset_values(preset: str, task: str, method: str) -> dict:
+    """What the preset changes. UserError where it has nothing for the task or the method."""
+    if preset in ("quick", "laptop"):
+        return SMALL | SIZES[preset, SIZE_OF.get(environment(task), "others")]._asdict()
+    is_dfp = METHODS[method].family == "dfp"
+    if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
+        if not is_dfp:
+            raise UserError(f"--preset released is DFP's own; with --method {method} take another one")
+        return dict(temperatures=(0.1,), best_of=16, top_k=4, num_candidates=16, topk_weight=0.5, mask_bc=False)
+    if preset == "offline-rl":   # Table 8: no chunks, no best of N', L_BC + lambda L_topK from the first step
+        if task not in OFFLINE_RL:
+            raise UserError(f"--preset offline-rl has values for {', '.join(OFFLINE_RL)} only (Table 8), not for "
+                            f"{task}")
+        table_8 = dict(chunk=1, best_of=1, topk_offline=True)
+        if task == "cube-double-task2":              # the only one whose lambda and K are not those of TASK_VALUES
+            table_8 |= dict(topk_weight=0.55, top_k=8)
+        # Table 8 is DFP's. Its rivals in pure offline RL are as they are.
+        return (table_8 if is_dfp else {}) | dict(online_steps=0, warmup=0)
+    return {}
 
 
 # ------------------------------------------------------------------------------------------------- one Config
