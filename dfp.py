@@ -120,7 +120,7 @@ class DFP:
         if self.improving and c.topk_weight:
             # Line 4, second half: the positives are the K best of N candidates of pi_old.
             best = self.positives(obs, noise["candidates"])                                         # [B, K, D]
-            # The second term, L_topK (Eq. 16).
+            # The second term, L_topK (Eq. 16). No mask: the candidates are whole chunks of pi_old.
             topk_loss, topk_info = drift_loss(generated, best, temperatures=c.temperatures)
             loss = loss + c.topk_weight * topk_loss.mean()
             info |= {f"topk_{name}": value for name, value in topk_info.items()} | {"topk_loss": topk_loss.mean()}
