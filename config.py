@@ -152,14 +152,11 @@ TASK_VALUES = {
 }
 
 
-def environment(task: str) -> str:
-    """cube-double-task2 -> cube-double; lift -> lift"""
-    return task.rpartition("-task")[0] or task
-
-
 def task_values(task: str) -> dict:
     """Where a task departs from the defaults. A task of your own has the values of two cubes."""
-    return {} if task in ROBOMIMIC else TASK_VALUES.get(environment(task), TASK_VALUES["cube-double"])._asdict()
+    if task in ROBOMIMIC:
+        return {}
+    return TASK_VALUES.get(task.rpartition("-task")[0], TASK_VALUES["cube-double"])._asdict()
 
 
 # ------------------------------------------------------------------------------------------------- presets
@@ -200,14 +197,15 @@ SIZES = {
     ("laptop", "cubes"):      Size(128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.5),
     ("laptop", "others"):     Size(128, 5e-4, 120_000, 60_000, 30_000, 200_000, 0.0),
 }
-SIZE_OF = {"lift": "lift", "can": "can", "square": "square", "cube-single": "one cube", "cube-double": "cubes",
-           "cube-triple": "cubes", "cube-quadruple": "cubes"}
+# A task of your own is one of the others, whatever its name.
+SIZE_OF = {"lift": "lift", "can": "can", "square": "square", "cube-single-task2": "one cube"} | \
+    dict.fromkeys(CUBES, "cubes")
 
 
 def preset_values(preset: str, task: str, method: str) -> dict:
     """What the preset changes. UserError where it has nothing for the task or the method."""
     if preset in ("quick", "laptop"):
-        return SMALL | SIZES[preset, SIZE_OF.get(environment(task), "others")]._asdict()
+        return SMALL | SIZES[preset, SIZE_OF.get(task, "others")]._asdict()
     is_dfp = METHODS[method].family == "dfp"
     if preset == "released":     # the shipped YAML: one setting for every task, positives not masked
         if not is_dfp:

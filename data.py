@@ -32,7 +32,7 @@ from config import SOURCES, UserError
 from tools.official import fetch, files, shards
 from tools.training.files import one_at_a_time
 
-SHIPPED = Path(__file__).parent / "standins"               # demonstrations of lift, can and square
+SHIPPED = Path(__file__).resolve().parent / "standins"     # demonstrations of lift, can and square
 SHIPPED_SIZE = 300                                         # ... of each
 
 
@@ -61,31 +61,37 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in FIELDS}
 
 
+def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
+    """OGBench's play npz -> transitions. The file has observations [T, O], actions [T, A], terminals [T] and the
+    simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
+    follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
+    rows = files.read_play(path, task)              # the file's arrays by name, checked
+    rewards, masks = label(rows, task)
+    # Rows s0 s1 s2 of a trajectory, with terminals 0 0 1, are two transitions: s0 to s1 and s1 to s2. Each begins in a
+    # row whose terminal is 0. It ends the episode if the row that it leads to has terminal 1.
+    index = np.flatnonzero(rows["terminals"] == 0)
+    return {"observations": rows["observations"][index], "actions": rows["actions"][index], "rewards": rewards[index],
+            "masks": masks[index], "terminals": rows["terminals"][index + 1],
+            "next_observations": rows["observations"][index + 1]}
+
+
 @functools.cache
 def simulator_of(task: envs.Task):
     """The task's environment, made once: that takes a second, and a set may have a hundred files."""
     return envs.make(task)
 
 
-def read_ogbench(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """OGBench's play npz -> transitions. The file has observations [T, O], actions [T, A], terminals [T] and the
-    simulator's qpos [T, J]. The last row of a trajectory is only the state after its last transition. Rewards and masks
-    follow from the task's goal. Unlike online ones they speak of the state *before* the action."""
-    rows = files.read_play(path, task)              # the file's arrays by name, checked
-    # ogbench's own function puts a simulator into each row's qpos and asks for the goal's conditions. It adds rewards,
-    # minus the number of those that are unmet, and masks, 0 where all are met.
+def label(rows: dict, task: envs.Task) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards [T] and masks [T] of a task, for the rows of a play file. ogbench's own function puts a simulator into
+    each row's qpos and asks for the goal's conditions: a reward is minus the number of those that are unmet, a mask is
+    0 where all are met."""
     from ogbench.relabel_utils import relabel_dataset    # late: it brings simulators along
-    simulator = simulator_of(task)
+    simulator, labelled = simulator_of(task), dict(rows)
     simulator.reset()
     joints = rows["qpos"].shape[1]
     files.require(joints == simulator.unwrapped._model.nq, f"qpos have {joints} numbers, unlike the simulator's")
-    relabel_dataset(task.source, simulator, rows)
-    # Rows s0 s1 s2 of a trajectory, with terminals 0 0 1, are two transitions: s0 to s1 and s1 to s2. Each begins in a
-    # row whose terminal is 0. It ends the episode if the row that it leads to has terminal 1.
-    index = np.flatnonzero(rows["terminals"] == 0)
-    return {"observations": rows["observations"][index], "actions": rows["actions"][index],
-            "rewards": rows["rewards"][index], "masks": rows["masks"][index], "terminals": rows["terminals"][index + 1],
-            "next_observations": rows["observations"][index + 1]}
+    relabel_dataset(task.source, simulator, labelled)
+    return labelled["rewards"], labelled["masks"]
 
 
 def read_own(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
@@ -159,7 +165,7 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
             dataset = read(paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0)
         else:                            # they may not fit into memory: tools/official/shards.py
-            dataset, counts = shards.load(paths, records, folder, task, read)
+            dataset, counts = shards.load(paths, records, folder, task, read, label)
     return dataset, describe(kind, why, paths, records, counts)
 
 

@@ -87,6 +87,12 @@ def test_a_smaller_preset_is_the_same_algorithm(preset):
         assert changed <= allowed | own
 
 
+def test_a_task_of_ones_own_has_the_size_of_others_whatever_its_name(monkeypatch):
+    monkeypatch.setattr("config.TASKS", [*TASKS, "can-task7"])
+    mine, others = (build(dict(task=name, preset="laptop")) for name in ("can-task7", "scene-task2"))
+    assert (mine.data_size, mine.q_aggregate) == (others.data_size, others.q_aggregate) == (200_000, "mean")
+
+
 def test_command_line():
     c, named = parse("", ["--task", "can", "--topk-weight", "0.7", "--no-compile", "--temperatures", "0.1", "0.3"])
     assert (c.task, c.topk_weight, c.compile, c.temperatures) == ("can", 0.7, False, (0.1, 0.3))

@@ -12,6 +12,7 @@ import torch
 import data
 import envs
 from buffer import FIELDS, ReplayBuffer
+from config import build
 from conftest import ROOT
 from tools.official import files, shards
 from tools.training.saving import fill_online, online_rows
@@ -39,7 +40,7 @@ def write(folder, lengths, first=0):
 
 
 def open_set(paths, folder, task=CUBE, read=data.read):
-    return shards.load(paths, [dict(sha256=files.sha256(path)) for path in paths], folder, task, read)
+    return shards.load(paths, [dict(sha256=files.sha256(path)) for path in paths], folder, task, read, data.label)
 
 
 @pytest.fixture
@@ -76,11 +77,12 @@ def test_tasks_of_one_environment_share_the_arrays(paths, tmp_path, monkeypatch)
     other = dataclasses.replace(CUBE, name="another-goal")
     monkeypatch.setitem(envs.TABLE, other.name, other)
 
-    def read(path, task):
-        dataset = data.read(path, CUBE)
-        return dataset | dict(rewards=dataset["rewards"] - (task is other))
+    def label(rows, task, usual=data.label):
+        rewards, masks = usual(rows, CUBE)
+        return rewards - (task is other), masks
+    monkeypatch.setattr(data, "label", label)
     for task, successes in ((CUBE, True), (other, False)):
-        dataset, counts = open_set(paths, tmp_path, task, read)
+        dataset, counts = open_set(paths, tmp_path, task)
         found = mapped(dataset).transitions(torch.arange(len(dataset["records"])))
         assert np.array_equal(found["rewards"], together(paths)["rewards"] - (task is other))
         assert bool(counts["successes"]) == successes and found["masks"].all() != successes
@@ -174,11 +176,13 @@ def test_making_arrays_goes_on_after_an_interruption(paths, tmp_path, monkeypatc
     assert fewer.chunks(torch.tensor([fewer.size - 5]))["valid"].all()
 
 
-def test_a_changed_file_or_index_starts_over(paths, tmp_path):
-    before, counts = open_set(paths, tmp_path)
+def test_a_changed_file_or_index_starts_over(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr("tools.official.fetch.fetch", lambda *_, **__: (paths, ""))
+    config = build(dict(task=CUBE.name, data="official", data_dir=str(tmp_path)))
+    (before, counts), checksum = open_set(paths, tmp_path), data.load(config)[1]["sha256"]
     write(tmp_path / "set", [[40]], first=1)
     after, other = open_set(paths, tmp_path)
-    assert other["transitions"] == counts["transitions"] - 10
+    assert other["transitions"] == counts["transitions"] - 10 and data.load(config)[1]["sha256"] != checksum
     whole, expected = (buffer.chunks(torch.arange(90)) for buffer in (mapped(after), plain(paths)))
     assert equal(whole, expected)
     assert torch.isfinite(before["records"]).all()         # who had the old arrays open still has them
@@ -204,7 +208,7 @@ task = envs.find_task("cube-single-task2")
 data.simulator_of(task).reset()                # has memory of its own
 begin = anonymous()
 records = [dict(sha256=str(i)) for i in range(len(paths))]
-dataset, counts = shards.load(paths, records, Path({folder!r}).parent, task, data.read)
+dataset, counts = shards.load(paths, records, Path({folder!r}).parent, task, data.read, data.label)
 made = anonymous()
 buffer, generator = shards.ShardBuffer(dataset, 0, 5, 0.99), torch.Generator().manual_seed(0)
 opened = anonymous()

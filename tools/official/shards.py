@@ -24,9 +24,9 @@ from tools.official import files
 from tools.training.files import write_json
 
 
-def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, read) -> tuple[dict, dict]:
+def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, read, label) -> tuple[dict, dict]:
     """The arrays of a set of files -> (what ShardBuffer takes, counts). Missing files are appended, each whole or not
-    at all; where one has changed all are made anew. read(path, task): see data.read."""
+    at all; where one has changed all are made anew. read(path, task) and label(rows, task): see data.py."""
     place = folder / "maps" / paths[0].parent.name
     tasks = [other.name for other in envs.TABLE.values() if other.source == task.source]     # only their rewards differ
     index = dict(tasks=tasks, columns=[task.obs_dim, task.action_dim, 1, len(tasks)], files=[])
@@ -39,7 +39,7 @@ def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, 
     place.mkdir(parents=True, exist_ok=True)
     missing = list(zip(paths, records))[len(index["files"]):]
     for path, record in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
-        index["files"].append(dict(file=path.name, sha256=record["sha256"]) | append(place, index, path, read))
+        index["files"].append(dict(file=path.name, sha256=record["sha256"]) | append(place, index, path, read, label))
         write_json(place / "index.json", index)
     used, which = index["files"][: len(paths)], tasks.index(task.name)
     counts = {name: sum(entry[name] for entry in used) for name in ("transitions", "episodes")}
@@ -55,10 +55,11 @@ def sizes(index: dict) -> dict:
     return {"rows.f32": 4 * rows * width, "ends.f32": 4 * episodes * obs_dim, "lasts.i64": 8 * episodes}
 
 
-def append(place: Path, index: dict, path: Path, read) -> dict:
+def append(place: Path, index: dict, path: Path, read, label) -> dict:
     """One file at the end of the arrays -> its counts."""
     tasks = [envs.find_task(name) for name in index["tasks"]]
-    dataset, others = read(path, tasks[0]), [read(path, task)["rewards"] for task in tasks[1:]]
+    dataset, play = read(path, tasks[0]), files.read_play(path, tasks[0])
+    others = [label(play, task)[0][play["terminals"] == 0] for task in tasks[1:]]
     terminals, rewards = dataset["terminals"], np.stack([dataset["rewards"], *others], axis=1)      # [n], [n, tasks]
     lasts, before = np.flatnonzero(terminals), sum(entry["transitions"] for entry in index["files"])
     rows = np.concatenate([dataset["observations"], dataset["actions"], terminals[:, None], rewards], axis=1)
