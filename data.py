@@ -108,6 +108,7 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5),
     as the released code does for Robomimic."""
     with files.errors_in_one_line(path, task):
+        files.require_unchanged(path)            # since this project fetched or generated it, if it did
         dataset = READERS[task.suite](path, task)
     dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
     return dataset
@@ -160,22 +161,21 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
         kind, why, paths = find(config, task, folder)
         fetch.refuse_unread(config, given, kind, paths, task)              # as --goal-share for official data
-        records = files.records(paths, folder, task, READERS[task.suite])  # checksums; UserError if one changed
         if len(paths) == 1:
             dataset = read(paths[0], task)
-            counts = files.count(dataset["terminals"], dataset["masks"] == 0)
+            checksum, counts = files.sha256(paths[0]), files.count(dataset["terminals"], dataset["masks"] == 0)
         else:                            # they may not fit into memory: tools/official/shards.py
-            dataset, counts = shards.load(paths, records, folder, task, read, label)
-    return dataset, describe(kind, why, paths, records, counts)
+            dataset, checksum, counts = shards.load(paths, folder, task, read, label)
+    return dataset, describe(kind, why, paths, checksum, counts)
 
 
-def describe(kind: str, why: str, paths: list[Path], records: list[dict], counts: dict) -> dict:
+def describe(kind: str, why: str, paths: list[Path], checksum: str, counts: dict) -> dict:
     """What config.json says of the data; told in a line. counts: transitions, episodes, successes, longest."""
     place = paths[0] if len(paths) == 1 else paths[0].parent
     print(f"data: {kind}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
           f"{counts['successes']:,} of them reach the goal ({place})")
-    return dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=files.origin(records[0]),
-                sha256=files.joint_sha256(records)) | counts
+    origin = files.recorded(paths[0]).get("origin", {})          # the URL, or what generated it
+    return dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin, sha256=checksum) | counts
 
 
 if __name__ == "__main__":

@@ -179,13 +179,13 @@ def test_a_set_whose_maker_was_killed_while_tidying_up(tmp_path, monkeypatch):
         killed.setattr(generate.shutil, "rmtree", lambda *_, **__: None)
         path = make()
     left, record, body = {p.name for p in tmp_path.iterdir()}, files.record_path(path), path.read_bytes()
-    checksum = files.recorded(path, record)["sha256"]
+    checksum = files.recorded(path)["sha256"]
     with monkeypatch.context() as killed:                        # ... and before the record: it is assembled once more
         killed.setattr(generate, "_attempt", None)               # from attempts that are there
         killed.setattr(generate.shutil, "rmtree", lambda *_, **__: None)
         record.unlink()
         assert {p.name for p in tmp_path.iterdir()} < left and make() == path
-    assert files.recorded(path, record)["sha256"] == checksum and path.read_bytes() == body
+    assert files.recorded(path)["sha256"] == checksum and path.read_bytes() == body
     monkeypatch.setattr(generate, "_attempts", None)
     make()                                                       # whoever comes next tidies up
     assert {p.name for p in tmp_path.iterdir()} == {path.name, record.name, "lock"}

@@ -1,7 +1,7 @@
 """Downloads from a host that drops connections, lies about lengths, answers with web pages or not at all."""
 import contextlib
 import http.server
-import json
+import hashlib
 import threading
 from pathlib import Path
 
@@ -107,8 +107,8 @@ def test_mirror_is_tried_reasons_are_told_and_files_are_remembered(host, tmp_pat
     official(monkeypatch, host + "missing/", host + "good/")
     path = tmp_path / "robomimic/r/x.hdf5"
     assert get(tmp_path) == ([path], "")
-    record = json.loads(path.with_name("x.hdf5.json").read_text())
-    assert record["url"] == host + "good/r/x.hdf5" and record["sha256"] == files.sha256(path)
+    assert files.recorded(path) == dict(path=str(path), origin=dict(url=host + "good/r/x.hdf5"),
+                                        sha256=hashlib.sha256(path.read_bytes()).hexdigest())
     Host.served.clear()
     assert get(tmp_path)[0][0] == path and not Host.served                            # it is there now
     official(monkeypatch, host + "missing/", names=["r/y.hdf5"])

@@ -1,4 +1,4 @@
-"""Files that do not fit: one clear line each, before anything is trained. And the records that vouch for good ones."""
+"""Files that do not fit: one clear line each, before anything is trained. And whose a file is."""
 import dataclasses
 import errno
 import fcntl
@@ -205,46 +205,40 @@ def test_pickles_are_never_opened(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-# ------------------------------------------------------------------------------------------------------------- records
-def test_a_file_is_read_once_and_changes_are_noticed(tmp_path, monkeypatch):
-    path, record, read = write(play(), tmp_path / "x.npz"), tmp_path / "own/x.npz.json", []
-
-    def trust():
-        return files.checked_record(path, record, read.append)
-    entry = trust()
-    assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and read == [path]
-    assert entry["bytes"] == path.stat().st_size and json.loads(record.read_text()) == entry
-    with monkeypatch.context() as unchanged:
-        unchanged.setattr(files, "sha256", lambda _: pytest.fail("computed again"))
-        assert trust() == entry                                                # size and time are enough
-    os.utime(path, (1, 1))                                                     # copied or touched: the same content
-    assert trust()["mtime"] == 10**9 and trust()["sha256"] == entry["sha256"] and len(read) == 1
-    flip_a_bit(path)
-    assert trust()["sha256"] == files.sha256(path) != entry["sha256"] and len(read) == 2       # yours may: read anew
-    record.write_text(json.dumps(entry | {"generator": 1}))
-    with pytest.raises(ValueError, match="has changed since 20"):                              # ours may not
-        trust()
-    for broken in ("{broken", "[]", "3", "{}"):
-        record.write_text(broken)
-        assert trust()["sha256"] == files.sha256(path) != entry["sha256"]
-    assert len(read) == 6
-
-
-def test_load_says_when_a_file_has_changed(tmp_path, capsys):
+# ----------------------------------------------------------------------------------------------- whose a file is
+def test_a_file_of_one_s_own_may_change(tmp_path):
     path = write(play(), tmp_path / "mine.npz")
     config = build(dict(task="cube-single-task2", data=str(path), data_dir=str(tmp_path / "data")))
-    _, source = data.load(config)
-    assert source["kind"] == "own-mine" and source["sha256"] == files.sha256(path)
-    assert files.joint_sha256([dict(sha256="a"), dict(sha256="b")]) == hashlib.sha256(b"ab").hexdigest()
-    assert "has changed" not in capsys.readouterr().out and len(list(tmp_path.glob("data/records/*_mine.npz.json"))) == 1
-    write(play(rows=60), path)
-    assert data.load(config)[1]["sha256"] == files.sha256(path) != source["sha256"]
-    assert "mine.npz has changed since 20" in capsys.readouterr().out
+    for rows in (40, 60):
+        write(play(rows), path)
+        source = data.load(config)[1]
+        assert source["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and source["origin"] == {}
+        assert source["kind"] == "own-mine" and source["transitions"] == rows - rows // 20
+    assert {p.name for p in tmp_path.iterdir()} == {"mine.npz", "data"}                   # nothing is written beside it
+
+
+def test_a_file_that_was_fetched_or_generated_may_not_change(tmp_path):
+    """Whatever its size and time say. A copy may: somebody has made it. So may one whose record is no longer there."""
+    path, copy = write(play(), tmp_path / "x.npz"), tmp_path / "copies/x.npz"
+    files.remember(path, url="http://host/x.npz")
+    assert data.read(path, CUBE) and files.recorded(path)["origin"] == dict(url="http://host/x.npz")
+    stat = path.stat()
+    edited(path, put("actions", np.negative))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_size == stat.st_size
+    assert complaint(path, CUBE).endswith("it has changed since it was fetched or generated; delete it to fetch or "
+                                          "generate it again")
+    shutil.copytree(tmp_path, copy.parent, ignore=shutil.ignore_patterns("copies"))
+    assert data.read(copy, CUBE) and not files.recorded(copy)
+    for broken in ("{broken", "[]", "3", "{}"):
+        files.record_path(path).write_text(broken)
+        assert data.read(path, CUBE) and not files.recorded(path)
 
 
 def test_files_that_cannot_be_opened_now(tmp_path, generated, monkeypatch):
-    path = shutil.copy(generated["lift"], tmp_path / "x.hdf5")
-    shutil.copy(files.record_path(generated["lift"]), files.record_path(path))     # ours: yet not to be deleted for that
+    path = tmp_path / "x.hdf5"
+    shutil.copy(generated["lift"], path)
+    files.remember(path, generator=1)                                  # ours: yet not to be deleted for that
     with open(path) as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="x.hdf5 is open in another program: close it there$"):
@@ -306,13 +300,13 @@ def test_only_what_can_be_had_again_is_told_to_be_deleted(tmp_path, generated):
     broken.write_bytes(b"x" * 1000)
     with pytest.raises(UserError, match="mine.npz is no usable data of lift: it is no HDF5") as error:
         data.load(build(dict(task="lift", data=str(broken), data_dir=str(tmp_path / "data"))))
-    assert "delete" not in str(error.value) and not list(tmp_path.glob("data/records/*"))
+    assert "delete" not in str(error.value)
     made = tmp_path / "generated" / generated["lift"].name
     made.parent.mkdir()
     shutil.copy2(generated["lift"], made)
-    shutil.copy2(files.record_path(generated["lift"]), files.record_path(made))
+    files.remember(made, generator=1)
     config = build(dict(task="lift", data="generated", data_size=3, data_dir=str(tmp_path)))
     assert data.load(config)[1]["kind"] == "generated"
     made.write_bytes(b"x" * 1000)
-    with pytest.raises(UserError, match="has changed since .*; delete it to fetch or generate it again"):
+    with pytest.raises(UserError, match="it has changed since .*; delete it to fetch or generate it again"):
         data.load(config)

@@ -1,6 +1,7 @@
 """Sets in many files: the mapped arrays hold what reading the files gives, sampling is uniform over all of them, and
 little memory is used."""
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def write(folder, lengths, first=0):
 
 
 def open_set(paths, folder, task=CUBE, read=data.read):
-    return shards.load(paths, [dict(sha256=files.sha256(path)) for path in paths], folder, task, read, data.label)
+    dataset, _, counts = shards.load(paths, folder, task, read, data.label)
+    return dataset, counts
 
 
 @pytest.fixture
@@ -180,6 +182,8 @@ def test_a_changed_file_or_index_starts_over(paths, tmp_path, monkeypatch):
     monkeypatch.setattr("tools.official.fetch.fetch", lambda *_, **__: (paths, ""))
     config = build(dict(task=CUBE.name, data="official", data_dir=str(tmp_path)))
     (before, counts), checksum = open_set(paths, tmp_path), data.load(config)[1]["sha256"]
+    each = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths)
+    assert checksum == hashlib.sha256(each.encode()).hexdigest()
     write(tmp_path / "set", [[40]], first=1)
     after, other = open_set(paths, tmp_path)
     assert other["transitions"] == counts["transitions"] - 10 and data.load(config)[1]["sha256"] != checksum
@@ -207,8 +211,7 @@ paths = sorted(Path({folder!r}).glob("*.npz"))
 task = envs.find_task("cube-single-task2")
 data.simulator_of(task).reset()                # has memory of its own
 begin = anonymous()
-records = [dict(sha256=str(i)) for i in range(len(paths))]
-dataset, counts = shards.load(paths, records, Path({folder!r}).parent, task, data.read, data.label)
+dataset, _, counts = shards.load(paths, Path({folder!r}).parent, task, data.read, data.label)
 made = anonymous()
 buffer, generator = shards.ShardBuffer(dataset, 0, 5, 0.99), torch.Generator().manual_seed(0)
 opened = anonymous()

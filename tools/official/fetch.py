@@ -86,7 +86,7 @@ def fetch(task: envs.Task, folder: Path, max_bytes: float, count: int, read) -> 
             had, url = left_over(path), hosts[0] + name
             try:
                 download(url, path, announced=announced, read=lambda part: read(part, task))
-                files.remember(path, files.record_path(path), url=url)
+                files.remember(path, url=url)
             except (OSError, ValueError, http.client.HTTPException) as error:
                 if getattr(error, "errno", None) == errno.ENOSPC:
                     raise UserError(f"the disk of {here} is full") from None

@@ -1,13 +1,10 @@
-"""Data files: reading what others wrote, and the records that vouch for it. What does not fit is a ValueError here,
+"""Data files: reading what others wrote, and what this project itself has made. What does not fit is a ValueError here,
 which errors_in_one_line() makes a UserError, and not a surprise after a day of training. Nothing is unpickled.
 """
 import contextlib
 import hashlib
 import json
-import os
-import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import h5py
@@ -15,10 +12,9 @@ import numpy as np
 
 import envs
 from config import UserError
-from tools.training.files import READ_ONLY, in_one_line, say_once, write_json
+from tools.training.files import in_one_line, say_once, write_json
 
 INFO = ("qpos", "button_states")                             # what the rewards of OGBench's tasks follow from
-RECORD = ("path", "bytes", "mtime", "sha256", "recorded")    # what every record has; the rest is the file's origin
 
 
 def require(ok, message: str) -> None:
@@ -156,7 +152,7 @@ def count(terminals: np.ndarray, reached: np.ndarray) -> dict:
                 longest=int(np.diff(starts, append=len(terminals)).max()))
 
 
-# ------------------------------------------------------------------------------------------------------------ records
+# ----------------------------------------------------------------------------------------------- whose a file is
 def own_kind(path) -> str:
     """What a run's folder calls data from a file of one's own. (A name that is no text has a ? where it is none.)"""
     return f"own-{Path(path).stem.encode(errors='replace').decode()}"
@@ -166,79 +162,29 @@ def record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def record_in(folder: Path, path: Path) -> Path:
-    """Beside a file that lies in the data folder. Nothing is written beside others."""
-    path, folder = path.absolute(), folder.absolute()
-    names = path.relative_to(path.anchor).parts
-    return record_path(path if path.is_relative_to(folder) else folder / "records" / "_".join(names[-3:]))
-
-
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def remember(path: Path, record: Path, /, **origin) -> dict:
-    """Writes down what a file is, now that it is known to be good."""
-    stat = path.stat()
-    entry = origin | dict(path=os.path.relpath(path, record.parent), bytes=stat.st_size, mtime=stat.st_mtime_ns,
-                          sha256=sha256(path), recorded=time.strftime("%Y-%m-%dT%H:%M:%S"))
-    try:
-        record.parent.mkdir(parents=True, exist_ok=True)
-        write_json(record, entry)
-    except OSError as error:
-        if error.errno not in READ_ONLY:                   # there the file is read anew each time
-            raise
-    return entry
+def remember(path: Path, **origin) -> None:
+    """Writes down, beside a file that this project has fetched or generated, where it came from and its checksum."""
+    write_json(record_path(path), dict(path=str(path.absolute()), sha256=sha256(path), origin=origin))
 
 
-def recorded(path: Path, record: Path) -> dict | None:
-    """The record of this very file, whatever has become of the file since."""
+def recorded(path: Path) -> dict:
+    """What remember() wrote; nothing for any other file, a copy included: that may be somebody's only one."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        entry = json.loads(record.read_text())
-        return entry if entry["path"] == os.path.relpath(path, record.parent) else None
+        record = json.loads(record_path(path).read_text())
+        if record["path"] == str(path.absolute()):
+            return record
+    return {}
 
 
-def is_ours(entry: dict | None) -> bool:
-    """Whether this project fetched or generated the file. Any other may be somebody's only copy."""
-    return bool({"url", "generator"} & set(entry or ()))
-
-
-def checked_record(path: Path, record: Path, read) -> dict:
-    """A file's record: RECORD and its origin. Before one is made the file is read. Later size and time are compared,
-    and where only the time differs the checksum. ValueError where a file of ours has changed; yours may, and is read
-    anew."""
-    entry, stat = recorded(path, record), path.stat()
-    if entry and (stat.st_size, stat.st_mtime_ns) == (entry["bytes"], entry["mtime"]):
-        return entry
-    if entry and sha256(path) != entry["sha256"]:
-        require(not is_ours(entry), f"it has changed since {entry['recorded']}")
-        say_once(f"{path} has changed since {entry['recorded']} and is read anew")
-        entry = None
-    if entry is None:
-        read(path)
-    return remember(path, record, **entry or {})
-
-
-def records(paths: list[Path], folder: Path, task: envs.Task, read) -> list[dict]:
-    """The record of each file: size, checksum, origin. A new file is read to see that it is good, and its record is
-    kept. Later that tells whether the file has changed. read(path, task) raises for what is broken."""
-    found = []
-    for path in paths:
-        with errors_in_one_line(path, task):
-            found.append(checked_record(path, record_in(folder, path), partial(read, task=task)))
-    return found
-
-
-def origin(record: dict) -> dict:
-    """What a record tells of where its file came from."""
-    return {name: value for name, value in record.items() if name not in RECORD}
-
-
-def joint_sha256(records: list[dict]) -> str:
-    """Of one file its own, of several that of their checksums."""
-    each = [record["sha256"] for record in records]
-    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
+def require_unchanged(path: Path) -> None:
+    """ValueError where a file of ours is no longer what it was."""
+    if record := recorded(path):
+        require(sha256(path) == record["sha256"], "it has changed since it was fetched or generated")
 
 
 @contextlib.contextmanager
@@ -253,5 +199,5 @@ def errors_in_one_line(path: Path, task: envs.Task):
     except PermissionError:
         raise UserError(f"{path} may not be read by this user") from None
     except Exception as error:           # for a broken file the libraries raise OSError, KeyError, BadZipFile, ...
-        advice = "; delete it to fetch or generate it again" if is_ours(recorded(path, record_path(path))) else ""
+        advice = "; delete it to fetch or generate it again" if recorded(path) else ""
         raise UserError(f"{path} is no usable data of {task.name}: {in_one_line(error)}{advice}") from None

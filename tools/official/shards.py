@@ -3,11 +3,12 @@
     <data folder>/maps/<set>/rows.f32      one row a transition: observation, action, terminal, and each task's reward
                             ends.f32       one row an episode: the observation after its last action
                             lasts.i64      one number an episode: the row of its last transition
-                            index.json     what the columns are, and which files are in it, with their checksums
+                            index.json     what the columns are, and which files are in it, with size, time, checksum
 
 The next observation is the next row's, or the episode's in ends.f32, and a mask is 0 where the reward is.
 """
 import contextlib
+import hashlib
 import json
 import mmap
 import warnings
@@ -24,28 +25,37 @@ from tools.official import files
 from tools.training.files import write_json
 
 
-def load(paths: list[Path], records: list[dict], folder: Path, task: envs.Task, read, label) -> tuple[dict, dict]:
-    """The arrays of a set of files -> (what ShardBuffer takes, counts). Missing files are appended, each whole or not
-    at all; where one has changed all are made anew. read(path, task) and label(rows, task): see data.py."""
+def load(paths: list[Path], folder: Path, task: envs.Task, read, label) -> tuple[dict, str, dict]:
+    """The arrays of a set of files -> (what ShardBuffer takes, checksum of the files, counts). Missing files are
+    appended, each whole or not at all; where one has changed all are made anew. For read(path, task) and
+    label(rows, task) see data.py."""
     place = folder / "maps" / paths[0].parent.name
     tasks = [other.name for other in envs.TABLE.values() if other.source == task.source]     # only their rewards differ
     index = dict(tasks=tasks, columns=[task.obs_dim, task.action_dim, 1, len(tasks)], files=[])
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):                      # no index, or no good one
         before = json.loads((place / "index.json").read_text())
         is_whole = all((place / name).stat().st_size >= size for name, size in sizes(before).items())
-        is_same = all(entry["sha256"] == record["sha256"] for entry, record in zip(before["files"], records))
+        is_same = all(entry["stamp"] == stamp(path) for entry, path in zip(before["files"], paths))
         if is_whole and is_same and before | dict(files=[]) == index:
             index = before
     place.mkdir(parents=True, exist_ok=True)
-    missing = list(zip(paths, records))[len(index["files"]):]
-    for path, record in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
-        index["files"].append(dict(file=path.name, sha256=record["sha256"]) | append(place, index, path, read, label))
+    missing = paths[len(index["files"]):]
+    for path in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
+        about = dict(file=path.name, stamp=stamp(path), sha256=files.sha256(path))
+        index["files"].append(about | append(place, index, path, read, label))
         write_json(place / "index.json", index)
     used, which = index["files"][: len(paths)], tasks.index(task.name)
     counts = {name: sum(entry[name] for entry in used) for name in ("transitions", "episodes")}
     counts["successes"] = sum(entry["successes"][which] for entry in used)
     counts["longest"] = max(entry["longest"] for entry in used)
-    return open_maps(place, index | dict(files=used), which), counts
+    checksum = hashlib.sha256("".join(entry["sha256"] for entry in used).encode()).hexdigest()
+    return open_maps(place, index | dict(files=used), which), checksum, counts
+
+
+def stamp(path: Path) -> list[int]:
+    """What changes with a file; its checksum would take minutes for a hundred of them."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def sizes(index: dict) -> dict:

@@ -160,7 +160,7 @@ def _assemble(path: Path, write, **origin) -> None:
     _whole(path, write)
     versions = {d.name: d.version for d in metadata.distributions()
                 if d.name in ("mujoco", "robosuite", "ogbench", "numpy")}
-    files.remember(path, files.record_path(path), generator=VERSION, seed=envs.DATA_SEED, **origin, versions=versions)
+    files.remember(path, generator=VERSION, seed=envs.DATA_SEED, **origin, versions=versions)
 
 
 def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
