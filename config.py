@@ -160,8 +160,8 @@ def task_values(task: str) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------- presets
-# The same algorithm at a smaller size. One thread of torch's own: a second one would hold the core that the simulator
-# needs. (tools/speed/halves.py shares that core with it.)
+# The same algorithm at a smaller size, but for q_aggregate on can and square. One thread of torch's own: a second one
+# would hold the core that the simulator needs. (tools/speed/halves.py shares that core with it.)
 SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
 

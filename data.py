@@ -160,7 +160,7 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
         kind, why, paths = find(config, task, folder)
-        fetch.refuse_unread(config, given, kind, paths, task)              # as --goal-share for official data
+        fetch.refuse_unread(config, given, kind, paths, task)    # --goal-share, say, means nothing for official data
         if len(paths) == 1:
             dataset = read(paths[0], task)
             checksum, counts = files.sha256(paths[0]), files.count(dataset["terminals"], dataset["masks"] == 0)

@@ -183,7 +183,7 @@ def register(name: str, make_env, horizon: int) -> Task:
     flat observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where
     there is neither, termination. UserError for other spaces, and for a name that a folder cannot have."""
     from tools.simulators import own
-    end_in_one_line()
+    end_in_one_line()                      # as the scripts do: a mistake in your task is told in one line, not a trace
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")
     env = make_env()
