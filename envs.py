@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
+import torch
 
-from config import ROBOMIMIC, TASKS, UserError
+from config import TASKS, UserError
 from tools.checks import end_in_one_line, nearest
 
 # Training renders nothing. mujoco reads this when it is first imported; evaluate.py --film chooses a renderer before.
@@ -39,22 +40,21 @@ class Task:
     factory: object = None     # own: the function that makes the environment
 
 
-def _tasks() -> dict[str, Task]:
-    table = {"lift": Task("lift", "robomimic", "Lift", horizon=300, obs_dim=19, action_dim=7),
-             "can": Task("can", "robomimic", "PickPlaceCan", horizon=300, obs_dim=23, action_dim=7),
-             "square": Task("square", "robomimic", "NutAssemblySquare", horizon=400, obs_dim=23, action_dim=7)}
-    horizon_and_obs_dim = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46),
-                           "cube-quadruple": (1000, 55), "scene": (750, 40), "puzzle-3x3": (500, 55),
-                           "puzzle-4x4": (500, 83)}
-    for name in TASKS:
-        if name not in ROBOMIMIC:
-            source, task_id = name.rsplit("-task", 1)
-            horizon, obs_dim = horizon_and_obs_dim[source]
-            table[name] = Task(name, "ogbench", source, horizon, obs_dim, action_dim=5, task_id=int(task_id))
-    return table
+# Name: robosuite's class, horizon, observations.
+ROBOSUITE = {"lift": ("Lift", 300, 19), "can": ("PickPlaceCan", 300, 23), "square": ("NutAssemblySquare", 400, 23)}
+# Environment: horizon, observations. Each has several tasks, which differ in their goal.
+OGBENCH = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1000, 46), "cube-quadruple": (1000, 55),
+           "scene": (750, 40), "puzzle-3x3": (500, 55), "puzzle-4x4": (500, 83)}
 
 
-TABLE = _tasks()
+def _task(name: str) -> Task:
+    if name in ROBOSUITE:
+        return Task(name, "robomimic", *ROBOSUITE[name], action_dim=7)
+    source, number = name.rsplit("-task", 1)
+    return Task(name, "ogbench", source, *OGBENCH[source], action_dim=5, task_id=int(number))
+
+
+TABLE = {name: _task(name) for name in TASKS}         # register() adds yours
 
 
 def find_task(name: str | Task) -> Task:
@@ -75,34 +75,34 @@ def make(name: str | Task, **overrides) -> gymnasium.Env:
     return (RobomimicEnv if found.suite == "robomimic" else OGBenchEnv)(found, **overrides)
 
 
+# --------------------------------------------------------------------------------------------------- episodes
+# Their seeds are below 2^32, which numpy asks for. Training, evaluation and generated data never share an episode.
+EVAL_SEED = 4_000_000_000
+DATA_SEED = 3_000_000_000
+
+
+def training_seed(run_seed: int, episode: int) -> int:
+    return (run_seed * 1_000_003 + episode) % DATA_SEED
+
+
+def play(act, env, number: int, best_of: int | None = None) -> dict:
+    """Evaluation episode `number` -> {"success", "return", "length"}. act: see dfp.DFP.act. It begins from its own seed
+    and draws its own noise: every policy meets the same episodes, and training's random numbers are never touched."""
+    obs, _ = env.reset(seed=EVAL_SEED + number)
+    noise = torch.Generator().manual_seed(EVAL_SEED + number)
+    rewards = []
+    while True:
+        chunk = act(obs[None], [noise], best_of)[0]                            # [H, A]
+        for action in chunk.cpu().numpy():                                     # executed open loop
+            obs, reward, terminated, truncated, info = env.step(action)
+            rewards.append(reward)
+            if terminated or truncated:
+                return {"success": bool(info["success"]), "return": sum(rewards), "length": len(rewards)}
+
+
 # --------------------------------------------------------------------------------------------------- Robomimic
 # The paper's order, 3 + 4 + 2 + object.
 OBS_KEYS = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
-
-
-def robosuite_arguments(source: str) -> dict:
-    """What the official v1.5 files record as env_args, but for lite_physics. So generated and official data come from
-    one environment."""
-    osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
-               output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
-               damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
-               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
-               gripper=dict(type="GRIP"))
-    return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
-                lite_physics=True,              # faster; replayed demonstrations are the same without it, bit for bit
-                reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
-                has_renderer=False, has_offscreen_renderer=False,
-                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
-                # there.
-                hard_reset=source == "Lift")
-
-
-def make_robosuite(name: str | Task, **overrides):
-    """The raw robosuite environment of a Robomimic task, in which tools/standins/operators.py demonstrates. Its step()
-    is replaced by a faster one with equal results: tools/simulators/fast_robosuite.py."""
-    from tools.simulators import robosuite_setup
-    source = find_task(name).source
-    return robosuite_setup.make(source, robosuite_arguments(source) | overrides)
 
 
 def robosuite_obs(raw: dict) -> dict[str, np.ndarray]:
@@ -115,7 +115,8 @@ class RobomimicEnv(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"]}
 
     def __init__(self, task: Task, **overrides):
-        self.task, self.sim = task, make_robosuite(task, **overrides)
+        from tools.simulators import robosuite_setup
+        self.task, self.sim = task, robosuite_setup.make(task.source, **overrides)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (self.task.obs_dim,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1, 1, (self.task.action_dim,), np.float32)
 
@@ -135,9 +136,9 @@ class RobomimicEnv(gymnasium.Env):
     def step(self, action):
         raw, reward, _, _ = self.sim.step(np.clip(action, -1, 1))
         self.steps += 1
-        success = bool(self.sim._check_success())
-        return (self._flat(raw), float(reward) - 1.0, success, not success and self.steps >= self.task.horizon,
-                {"success": success})
+        terminated = bool(self.sim._check_success())
+        truncated = not terminated and self.steps >= self.task.horizon
+        return self._flat(raw), float(reward) - 1.0, terminated, truncated, {"success": terminated}
 
     def render(self):
         return self.sim.sim.render(width=256, height=256, camera_name="agentview")[::-1]
@@ -193,13 +194,3 @@ def register(name: str, make_env, horizon: int) -> Task:
     if name not in TASKS:
         TASKS.append(name)
     return new
-
-
-# --------------------------------------------------------------------------------------------------- seeds of episodes
-# Below 2^32, which numpy asks for. Training, evaluation and generated data never share an episode.
-EVAL_SEED = 4_000_000_000
-DATA_SEED = 3_000_000_000
-
-
-def training_seed(run_seed: int, episode: int) -> int:
-    return (run_seed * 1_000_003 + episode) % DATA_SEED

@@ -3,14 +3,11 @@
     python evaluate.py policies/lift --film lift.gif                     a policy that comes with this project
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 --best-of 1
 
-play() is one episode. Episode i always begins from seed EVAL_SEED + i and draws its own noise. So every policy meets
-the same episodes, and training's random numbers are never touched. This script and training play many side by side,
-each in a process of its own, with the same result: tools/simulators/evaluator.py.
+One episode is envs.play(). This script and training play many side by side, each simulator in a process of its own:
+tools/simulators/evaluator.py.
 """
 import contextlib
 from pathlib import Path
-
-import torch
 
 import envs
 import run
@@ -23,22 +20,6 @@ from tools.training.files import EVALUATE_COLUMNS, append_row, read_rows
 MOST_EPISODES = 2**32 - envs.EVAL_SEED         # numpy's seeds end there
 
 
-def play(act, env, number: int, best_of: int | None = None) -> dict:
-    """One evaluation episode -> {"success", "return", "length"}. act: see dfp.DFP.act. Films are made of these. The
-    Evaluator plays equal ones: tests/test_film.py."""
-    obs, _ = env.reset(seed=envs.EVAL_SEED + number)
-    noise = torch.Generator().manual_seed(envs.EVAL_SEED + number)
-    rewards = []
-    while True:
-        chunk = act(obs[None], [noise], best_of)[0]                            # [H, A]
-        for action in chunk.cpu().numpy():                                     # executed open loop
-            obs, reward, terminated, truncated, info = env.step(action)
-            rewards.append(reward)
-            if terminated or truncated:
-                return {"success": bool(info["success"]), "return": sum(rewards), "length": len(rewards)}
-
-
-# --------------------------------------------------------------------------------------------------- the script
 def parse():
     parser = command_line.OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("run", type=Path, help="the folder of a run or a policy")
@@ -67,9 +48,8 @@ def main() -> None:
     read_rows(table)                                       # raises now, and not at the end, for a table that is broken
     best_of = args.best_of or policy.config.best_of
     if args.film:
-        film.film(policy, args.film, play, range(args.first, args.first + min(3, args.episodes)), best_of)
+        film.film(policy, args.film, range(args.first, args.first + min(3, args.episodes)), best_of)
     workers = min(args.workers or cores(), args.episodes)
-    # The mean of play() over the episodes, which many processes play at a time (tools/simulators/evaluator.py).
     with contextlib.closing(Evaluator(envs.find_task(policy.config.task), workers)) as evaluator:
         result = evaluator(policy.act, args.episodes, best_of, first=args.first)
     print(f"{policy.config.task}, step {policy.step}: success {result['success']:.1%} over {args.episodes} episodes, "

@@ -17,7 +17,7 @@ import toy
 
 # Functions are wrapped in the module that calls them: what another one imported by name is its own.
 PHASES = {"generation": ["tools.standins.generate:generate"], "offline": ["train_online:offline_stage"],
-          "online": ["train_online:online_stage"], "evaluation": ["tools.simulators.evaluator:Evaluator.roll_out"],
+          "online": ["train_online:online_stage"], "evaluation": ["tools.simulators.evaluator:Evaluator.play_all"],
           "saving": ["tools.training.stage:save", "train_offline:save_offline", "tools.training.stage:append_row",
                      "tools.training.saving:cut_rows_after"]}
 MOMENTS = ["os:fsync", "os:replace", "tools.simulators.process:Simulators.send", "dfp:DFP.update",

@@ -11,6 +11,7 @@ import data
 import envs
 from config import UserError, build
 from tools.official import files
+from tools.simulators import robosuite_setup
 
 
 # ---------------------------------------------------------------------------------------------------------- Robomimic
@@ -81,7 +82,7 @@ def test_demonstrations_replay_in_the_environment(generated):
     env.close()
     with h5py.File(generated["lift"], "r") as file:        # robosuite.make(env_name, **env_kwargs) is that environment
         args = json.loads(file["data"].attrs["env_args"])
-        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(envs.robosuite_arguments("Lift")))
+        assert args["env_name"] == "Lift" and args["env_kwargs"] == json.loads(json.dumps(robosuite_setup.arguments("Lift")))
         assert file["data/demo_1"].attrs["num_samples"] == end - first and set(file["mask"]) >= {"train", "valid"}
 
 

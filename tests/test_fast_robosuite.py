@@ -16,7 +16,7 @@ ARM = ("torques goal_pos goal_ori ref_pos ref_ori_mat ref_pos_vel ref_ori_vel J_
 
 def pair(task, **more):
     """The same environment twice: with the fast step, and without."""
-    fast, plain = (np.random.seed(0) or envs.make_robosuite(task, **more) for _ in range(2))    # lift draws a cube
+    fast, plain = (np.random.seed(0) or robosuite_setup.make(envs.find_task(task).source, **more) for _ in range(2))    # lift draws a cube
     assert isinstance(fast.step, fast_robosuite.Step)
     del plain.step
     return fast, plain
@@ -88,7 +88,7 @@ def test_one_wrong_bit_ends_it(monkeypatch, capsys):
 
 
 def test_objections(monkeypatch, capsys):
-    env = envs.make_robosuite("lift")
+    env = robosuite_setup.make("Lift")
     robot, arm = env.robots[0], env.robots[0].part_controllers["right"]
     for thing, key, value, reason in (
             (fast_robosuite.robosuite, "__version__", "1.5.2", "is 1.5.2, not 1.5.1"),
@@ -102,5 +102,5 @@ def test_objections(monkeypatch, capsys):
         with monkeypatch.context() as patch:
             patch.setattr(thing, key, value)
             assert reason in fast_robosuite.objection(env)
-    assert "step" not in vars(envs.make_robosuite("lift", lite_physics=False))     # in earnest
+    assert "step" not in vars(robosuite_setup.make("Lift", lite_physics=False))     # in earnest
     assert "own, slower step is used: the controller's lite_physics is False, not True" in capsys.readouterr().out

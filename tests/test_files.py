@@ -20,6 +20,7 @@ from buffer import FIELDS
 from config import UserError, build
 from test_data import with_next_obs
 from tools.official import files
+from tools.simulators import robosuite_setup
 from tools.training.files import one_at_a_time, say_once
 from toy import make_dataset
 
@@ -260,7 +261,7 @@ def test_another_robot_is_told(tmp_path, generated, capsys):
         say_once.cache_clear()
         assert complaint(path, LIFT) == complaint(path, LIFT) == ""
         return [line.partition("other settings: ")[2] for line in capsys.readouterr().out.splitlines()]
-    right = envs.robosuite_arguments("Lift")["controller_configs"]["body_parts"]["right"]
+    right = robosuite_setup.arguments("Lift")["controller_configs"]["body_parts"]["right"]
     assert told() == told(robots="Panda", controller_configs=right) == []
     assert told(robots=["Sawyer"], control_freq=100) == [
         "robots is ['Sawyer'] in the file, ['Panda'] here", "control_freq is 100 in the file, 20 here"]

@@ -14,7 +14,6 @@ import run
 import toy
 from config import UserError
 from conftest import ROOT
-from evaluate import play
 from test_scripts import first, home, script  # noqa: F401
 from tools.pictures import film
 from tools.simulators.evaluator import Evaluator
@@ -45,7 +44,7 @@ def policy():
 
 def filmed(policy, number):
     camera = film.Camera(painted(), policy)
-    return camera, play(camera.act, camera, number)
+    return camera, envs.play(camera.act, camera, number)
 
 
 def test_episodes_are_the_evaluation_s_own(policy):
@@ -94,7 +93,7 @@ def test_files(policy, ending, tmp_path, monkeypatch):
     monkeypatch.setattr(envs, "make", lambda name, **rendering: painted())
     path = tmp_path / "films" / f"out.{ending}"
     frames = sum(len(filmed(policy, e)[0].frames) + film.HOLD for e in range(2))
-    film.film(policy, str(path), play, range(2))
+    film.film(policy, str(path), range(2))
     if ending == "gif":
         with Image.open(path) as gif:                                    # equal neighbours are one, shown longer
             assert sum(one.info["duration"] for one in ImageSequence.Iterator(gif)) == frames * 1000 // film.FPS

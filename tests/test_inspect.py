@@ -64,7 +64,7 @@ def test_check_needs_an_episode():
 
 def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, capsys):
     """What `python data.py --check 2` prints, first with the gain that recorded the file, then with another."""
-    usual = envs.robosuite_arguments
+    usual = robosuite_setup.arguments
     words = f"--task lift --data generated --data-size 3 --data-dir {generated['lift'].parents[1]} --check 2"
     monkeypatch.setattr("sys.argv", ["data.py", *words.split()])
     check.main(data.load)
@@ -74,7 +74,7 @@ def test_check_with_another_gain_fails_and_names_it(generated, monkeypatch, caps
         args = copy.deepcopy(usual(name))
         args["controller_configs"]["body_parts"]["right"]["kp"] = 30
         return args
-    monkeypatch.setattr(envs, "robosuite_arguments", soft)
+    monkeypatch.setattr(robosuite_setup, "arguments", soft)
     say_once.cache_clear()
     with pytest.raises(UserError, match="does not fit the simulator that is installed here"):
         check.main(data.load)

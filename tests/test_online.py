@@ -284,8 +284,8 @@ def test_evaluation_stops_between_chunks():
 
 
 # ------------------------------------------------------------------------------------------------------------- Ctrl-C
-STOPS = [(Evaluator, "roll_out", 1, 0), (ReplayBuffer, "starts", 9, 9), (ReplayBuffer, "add", 5, 17),
-         (Evaluator, "roll_out", 1, 20), (ReplayBuffer, "starts", 14, 36)]     # at the nth call, stops after this step
+STOPS = [(Evaluator, "play_all", 1, 0), (ReplayBuffer, "starts", 9, 9), (ReplayBuffer, "add", 5, 17),
+         (Evaluator, "play_all", 1, 20), (ReplayBuffer, "starts", 14, 36)]     # at the nth call, stops after this step
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

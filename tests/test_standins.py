@@ -10,6 +10,7 @@ import data
 import envs
 from config import UserError
 from tools.official import files
+from tools.simulators import robosuite_setup
 from tools.standins import generate, operators
 from tools.training.files import one_at_a_time
 
@@ -144,7 +145,7 @@ def spread(paths, groups) -> float:
 def test_operators_go_different_ways_from_one_start(task, scenes, times, known):
     """Ways of one group lie close together, those of different groups apart: several ways, not one with noise. known:
     the median that PAPER.md tells."""
-    env, ratios = envs.make_robosuite(task), []
+    env, ratios = robosuite_setup.make(envs.find_task(task).source), []
     for scene in scenes:
         paths, groups = ways(env, task, scene, times)
         ratios.append(spread(paths, groups))

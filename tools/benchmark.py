@@ -27,6 +27,7 @@ import run
 import train_online
 from buffer import ReplayBuffer
 from tools.report import results
+from tools.simulators import robosuite_setup
 from tools.speed.fast import fast_act, fast_update, set_precision
 from tools.speed.graph import PLAIN
 from tools.speed.seeds import fast_updates
@@ -186,7 +187,7 @@ def whole_run(args):
 def demonstrations(args):
     """Kept ones a minute, by one process: an attempt of each operator."""
     from tools.standins.operators import OPERATORS, demonstrate
-    env, kept, begun = envs.make_robosuite(args.task), 0, time.perf_counter()
+    env, kept, begun = robosuite_setup.make(envs.find_task(args.task).source), 0, time.perf_counter()
     for seed in range(len(OPERATORS)):
         kept += demonstrate(env, args.task, envs.DATA_SEED + seed) is not None
     yield row("demonstrations a minute", "-", "one process", rate=60 * kept / (time.perf_counter() - begun))

@@ -12,6 +12,7 @@ import numpy as np
 
 import envs
 from config import UserError
+from tools.simulators import robosuite_setup
 from tools.training.files import in_one_line, say_once, write_json
 
 INFO = ("qpos", "button_states")                             # what the rewards of OGBench's tasks follow from
@@ -71,7 +72,7 @@ def check_recorded_in(task: envs.Task, attrs, path: Path) -> None:
     """UserError where a robomimic file says that it is of another task, so that nothing is wrong with the file; a
     warning for each setting of the robot that is another one here."""
     recorded = json.loads(attrs.get("env_args", "{}"))
-    theirs, ours = dict(recorded.get("env_kwargs", {})), envs.robosuite_arguments(task.source)
+    theirs, ours = dict(recorded.get("env_kwargs", {})), robosuite_setup.arguments(task.source)
     if recorded.get("env_name", task.source) != task.source:
         raise UserError(f"{path} was recorded in {recorded['env_name']}, and {task.name} is {task.source}: "
                         "it is another task's")

@@ -12,7 +12,7 @@ import numpy as np
 import envs
 from config import Config, UserError
 from tools.official import files
-from tools.simulators.robosuite_setup import import_robosuite
+from tools.simulators import robosuite_setup
 from tools.training import command_line
 
 ENOUGH = 0.95            # of the replayed episodes must succeed (Robomimic), of the rows agree (OGBench)
@@ -73,7 +73,7 @@ def replay(task: envs.Task, source: dict, episodes: int) -> None:
 def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:
     """Plays actions open loop from the first recorded state -> (enough succeed, text)."""
     import h5py
-    env, succeeded = envs.make_robosuite(task), []
+    env, succeeded = robosuite_setup.make(task.source), []
     env.reset()
     with h5py.File(path, "r") as file:
         for name in files.spaced(np.array(files.in_order(file["data"])), episodes):
@@ -95,7 +95,7 @@ def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, 
             succeeded.append(bool(env._check_success()))
         recorded = json.loads(file["data"].attrs["env_args"])
     env.close()
-    share, installed = np.mean(succeeded), import_robosuite().__version__
+    share, installed = np.mean(succeeded), robosuite_setup.import_robosuite().__version__
     return share >= ENOUGH, (f"replay     {sum(succeeded)} of {len(succeeded)} demonstrations succeed ({share:.0%}); "
                              f"recorded with robosuite {recorded.get('env_version')}, {installed} is installed")
 

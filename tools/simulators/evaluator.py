@@ -1,21 +1,37 @@
-"""Evaluation episodes as evaluate.play() plays them, many side by side, each in a process of its own."""
+"""Many evaluation episodes side by side: envs.play() in threads, each with a simulator in a process of its own."""
 import functools
+import queue
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 
 import envs
 from config import UserError
 from tools.simulators.process import SimulatorLost, Simulators
 
 
-class Episode:
-    """One evaluation episode. Its number decides where it begins and which noise the policy gets."""
+class Stopped(Exception):
+    """A stop was asked for."""
 
-    def __init__(self, number: int):
-        self.seed = envs.EVAL_SEED + number
-        self.noise = torch.Generator().manual_seed(self.seed)
-        self.obs, self.rewards, self.success = None, [], False
+
+class Remote:
+    """A simulator in another process, as play() uses an environment."""
+
+    def __init__(self, simulators: Simulators, i: int, stop):
+        self.simulators, self.i, self.stop = simulators, i, stop
+
+    def reset(self, seed: int) -> tuple:
+        return self.answer("reset", seed)
+
+    def step(self, action) -> tuple:
+        return self.answer("step", action)
+
+    def answer(self, call: str, argument) -> tuple:
+        if self.stop and self.stop():
+            raise Stopped
+        self.simulators.send(self.i, call, argument)
+        return self.simulators.receive(self.i)
 
 
 class Evaluator:
@@ -27,55 +43,46 @@ class Evaluator:
         self.make, self.workers, self.simulators = functools.partial(make, task), max(1, workers), None
 
     def __call__(self, act, episodes: int, best_of: int | None = None, stop=None, first: int = 0) -> dict | None:
-        """act: see dfp.DFP.act. first: the number of the first episode. stop() is asked between chunks; once it is true
+        """act: see dfp.DFP.act. first: the number of the first episode. stop() is asked at every step; once it is true
         the result is None. UserError when simulators keep dying, and for numbers that are not finite."""
         for _ in range(3):
             try:
-                numbered = [Episode(number) for number in range(first, first + episodes)]
-                return self.roll_out(act, numbered, best_of, stop)
+                played = self.play_all(act, range(first, first + episodes), best_of, stop)
+                means = {name: float(np.mean([one[name] for one in played])) for name in played[0]}
+                return means | {"episodes": episodes}
+            except Stopped:
+                return None
             except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
-                self.close()
                 print(f"\na simulator was lost while evaluating ({error}); starting this evaluation again")
                 lost = error
         raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
 
-    def roll_out(self, act, episodes, best_of, stop) -> dict | None:
-        """As many episodes at a time as there are simulators. The policy acts for all of them in one call."""
+    def play_all(self, act, numbers, best_of, stop) -> list[dict]:
+        """What envs.play() returns of each episode. Whatever is raised in one ends all."""
         if self.simulators is None:
             self.simulators = Simulators(self.make, self.workers)
-        waiting, playing = [*episodes], {}                                     # playing: {simulator: its episode}
+        free, one_at_a_time = queue.SimpleQueue(), threading.Lock()
+        for i in range(self.workers):
+            free.put(Remote(self.simulators, i, stop))
 
-        while waiting or playing:
-            # Simulators that are free begin the next episodes.
-            free = [i for i in range(self.workers) if i not in playing][:len(waiting)]
-            for i in free:
-                playing[i] = waiting.pop(0)
-                self.simulators.send(i, "reset", playing[i].seed)
-            for i in free:
-                playing[i].obs = self.simulators.receive(i)[0]
-            if stop and stop():
-                self.close()                      # they may be in mid-episode; the next call starts new ones
-                return None
+        def careful_act(*arguments):
+            with one_at_a_time:                  # the policy's own threads are as many as there are cores
+                return act(*arguments)
 
-            # The policy acts. Each row has its own noise, whoever plays beside it.
-            obs, noise = np.stack([e.obs for e in playing.values()]), [e.noise for e in playing.values()]
-            chunk_of = dict(zip(playing, act(obs, noise, best_of).cpu().numpy()))
-            for i, chunk in chunk_of.items():
-                self.simulators.send(i, "play", chunk)
-
-            # Each chunk is executed open loop. A simulator answers once an action, and not beyond its episode's end.
-            for i, chunk in chunk_of.items():
-                episode = playing[i]
-                for _ in chunk:
-                    episode.obs, reward, terminated, truncated, info = self.simulators.receive(i)
-                    episode.rewards.append(reward)
-                    if terminated or truncated:
-                        episode.success = info["success"]
-                        del playing[i]
-                        break
-        return {"success": float(np.mean([e.success for e in episodes])), "episodes": len(episodes),
-                "length": float(np.mean([len(e.rewards) for e in episodes])),
-                "return": float(np.mean([sum(e.rewards) for e in episodes]))}
+        def play(number):
+            simulator = free.get()
+            try:
+                return envs.play(careful_act, simulator, number, best_of)
+            finally:
+                free.put(simulator)
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            return [*pool.map(play, numbers)]
+        except BaseException:
+            self.close()                         # threads that wait for a simulator end with it
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def close(self) -> None:
         if self.simulators is not None:

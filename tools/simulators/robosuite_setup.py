@@ -1,4 +1,4 @@
-"""robosuite, imported late and quietly, and made fast."""
+"""robosuite, imported late and quietly, set up as for robomimic, and made fast."""
 import logging
 import os
 
@@ -26,8 +26,26 @@ def import_robosuite():
     return robosuite
 
 
-def make(source: str, arguments: dict):
-    """The environment of that name, stepped by fast_robosuite.py where that may be."""
-    env = import_robosuite().make(source, **arguments)
+def arguments(source: str) -> dict:
+    """What the official v1.5 files record as env_args, but for lite_physics. So generated and official data come from
+    one environment."""
+    osc = dict(type="OSC_POSE", input_max=1, input_min=-1, output_max=[0.05] * 3 + [0.5] * 3,
+               output_min=[-0.05] * 3 + [-0.5] * 3, kp=150, damping=1, impedance_mode="fixed", kp_limits=[0, 300],
+               damping_limits=[0, 10], position_limits=None, orientation_limits=None, uncouple_pos_ori=True,
+               control_delta=True, interpolation=None, ramp_ratio=0.2, input_ref_frame="world",
+               gripper=dict(type="GRIP"))
+    return dict(robots=["Panda"], controller_configs=dict(type="BASIC", body_parts=dict(right=osc)), control_freq=20,
+                lite_physics=True,              # faster; replayed demonstrations are the same without it, bit for bit
+                reward_shaping=False, ignore_done=True, use_object_obs=True, use_camera_obs=False,
+                has_renderer=False, has_offscreen_renderer=False,
+                # Rebuilding the model at each reset takes 0.15-0.5 s. Only lift needs it: the cube's size is random
+                # there.
+                hard_reset=source == "Lift")
+
+
+def make(source: str, **overrides):
+    """The raw environment of this class, in which tools/standins/operators.py demonstrates too. Its step() is replaced
+    by a faster one with equal results where that may be."""
+    env = import_robosuite().make(source, **arguments(source) | overrides)
     from tools.simulators.fast_robosuite import quicken      # late: it imports robosuite
     return quicken(env)

@@ -74,12 +74,12 @@ def _make(path: Path, kinds: list, write, workers: int, **origin) -> None:
     shutil.rmtree(parts, ignore_errors=True)               # also of a process that was killed while it tidied up
 
 
-_robosuite = functools.lru_cache(maxsize=1)(envs.make_robosuite)
+_robosuite = functools.lru_cache(maxsize=1)(robosuite_setup.make)
 
 
 def _demonstration(task_name: str, index: int) -> dict | None:
     from tools.standins.operators import demonstrate
-    return demonstrate(_robosuite(task_name), task_name, envs.DATA_SEED + index)
+    return demonstrate(_robosuite(envs.find_task(task_name).source), task_name, envs.DATA_SEED + index)
 
 
 def _play(source: str, index: int) -> dict:
@@ -168,7 +168,7 @@ def write_robomimic(task: envs.Task, path: Path, episodes) -> None:
     first, of its model the lines in which it differs from the first episode's."""
     import h5py
     env_args = dict(env_name=task.source, env_version=robosuite_setup.import_robosuite().__version__, type=1,
-                    env_kwargs=envs.robosuite_arguments(task.source))
+                    env_kwargs=robosuite_setup.arguments(task.source))
     with h5py.File(path, "w", track_order=True, libver="latest") as file:        # an older layout takes twice the room
         data, masks, total, first = file.create_group("data"), {"valid": [], "train": []}, 0, None
         for i, episode in enumerate(episodes):
