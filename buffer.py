@@ -98,7 +98,7 @@ class ReplayBuffer:
                    terminals=float(terminated or truncated), next_observations=next_obs)
         for name, value in row.items():
             value = torch.as_tensor(value, dtype=torch.float32)
-            self.online(name)[self.num_online] = moved(value, self.device)                # row self.size of them all
+            self.online(name)[self.num_online] = moved(value, self.device)                # the first free row
         self.size += 1
 
     def end_episode(self) -> None:

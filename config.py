@@ -92,8 +92,8 @@ class Config:
     data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
                          "ogbench keep them)")
-    data_size: int = knob(0, "generated data: how many demonstrations (Robomimic) or transitions (OGBench), 0 = 300 or "
-                          "1M; official sets of many files: how many transitions to use, 0 = all")
+    data_size: int = knob(0, "demonstrations to generate (lift, can, square), transitions to generate or to use "
+                          "(others); 0 = 300, 1M, all")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
                             "are many files", ("auto", "cpu", "cuda"))
     mix_size: int = knob(1_000_000, "M, for data of many files: with n online transitions a share n / (M + n) of a "
@@ -128,7 +128,7 @@ TASKS = [*ROBOMIMIC, *CUBES, *(t for t in OFFLINE_RL if t not in CUBES)]       #
 
 
 class TaskValues(NamedTuple):
-    """Of a task of OGBench. The defaults above are those of lift, can and square."""
+    """What differs by task. The defaults above are those of Robomimic."""
     topk_weight: float        # lambda
     temperatures: tuple       # h
     num_candidates: int       # N
@@ -138,10 +138,11 @@ class TaskValues(NamedTuple):
     ivc_weight: float         # of MVP
 
 
-# Two to four cubes: Table 5 and App. A.2. For one cube, scene and puzzles these have nothing: lambda, h, N and K are
-# Table 8's, alpha is from FQL's README, N' and MVP's weight are as with two cubes.
+# Robomimic and two to four cubes: Table 5 and App. A.2. For one cube, scene and puzzles these have nothing: lambda, h,
+# N and K are Table 8's, alpha is from FQL's README, N' and MVP's weight are as with two cubes.
 TASK_VALUES = {
     #                           lambda, h,              N,  K, N',  alpha, MVP's weight
+    "robomimic":      TaskValues( 0.5, (0.005, 0.05), 16,  2,  4,    1e4, 1.0),
     "cube-single":    TaskValues(0.45, (0.05,),       16,  8, 16,  300.0, 1.0),
     "cube-double":    TaskValues( 0.5, (0.05,),       16,  4, 16,  300.0, 1.0),
     "cube-triple":    TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 0.0),
@@ -153,15 +154,14 @@ TASK_VALUES = {
 
 
 def task_values(task: str) -> dict:
-    """Where a task departs from the defaults. A task of your own has the values of two cubes."""
-    if task in ROBOMIMIC:
-        return {}
-    return TASK_VALUES.get(task.rpartition("-task")[0], TASK_VALUES["cube-double"])._asdict()
+    """The row of a task. A task of your own has the values of two cubes."""
+    name = "robomimic" if task in ROBOMIMIC else task.rpartition("-task")[0]
+    return TASK_VALUES.get(name, TASK_VALUES["cube-double"])._asdict()
 
 
 # ------------------------------------------------------------------------------------------------- presets
-# The same algorithm at a smaller size, but for q_aggregate on can and square. One thread of torch's own: a second one
-# would hold the core that the simulator needs. (tools/speed/halves.py shares that core with it.)
+# The same algorithm at a smaller size. One thread of torch's own: a second one would hold the core that the simulator
+# needs. (tools/speed/halves.py shares that core with it.)
 SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
 
@@ -177,19 +177,19 @@ class Size(NamedTuple):
     q_aggregate: str = "mean"
 
 
+# quick: can and square need more updates than lift, so their networks are narrower. A narrow network learns faster with
+# a larger learning rate (results/batch). Random play hardly ever reaches the goal, and these sets are small: half of a
+# cubes' set is aimed at the goal.
+# laptop: imitation needs many updates. On can and square Q comes out too high with the paper's mean of the two critics,
+# and success is lower in the end than with their minimum (docs/results.md).
 SIZES = {
     #                        hidden,  lr,   offline, online,  evaluate, data size, goal share, q_aggregate
-    # Can and square need more updates than lift, so their networks are narrower. A narrow network learns faster with a
-    # larger learning rate (results/batch). Random play hardly ever reaches the goal, and these sets are small: half of
-    # a set of cubes is aimed at it.
     ("quick", "lift"):        Size(128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),
     ("quick", "can"):         Size( 64, 1e-3,  24_000, 48_000, 12_000,     300, 0.0),
     ("quick", "square"):      Size( 64, 1e-3,  24_000, 48_000, 24_000,     300, 0.0),
     ("quick", "one cube"):    Size(128, 3e-4,   8_000, 16_000,  4_000,  40_000, 0.5),
     ("quick", "cubes"):       Size(128, 1e-3,  24_000, 60_000, 12_000, 100_000, 0.5),
     ("quick", "others"):      Size(128, 3e-4,   8_000, 16_000,  4_000, 100_000, 0.0),
-    # Imitation needs many updates. On can and square Q comes out too high with the paper's mean of the two critics, and
-    # success is lower in the end than with their minimum (docs/results.md).
     ("laptop", "lift"):       Size(128, 5e-4,  20_000, 20_000, 10_000,     300, 0.0),
     ("laptop", "can"):        Size(128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0, "min"),
     ("laptop", "square"):     Size(128, 5e-4, 120_000, 60_000, 30_000,     300, 0.0, "min"),

@@ -154,7 +154,7 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, source). UserError where there are no usable data.
 
     given     the names of the knobs set by hand: one that means nothing for these data is refused
-    dataset   of one file arrays by FIELDS, for ReplayBuffer; of several one array on disk, for ShardBuffer
+    dataset   arrays by FIELDS, for ReplayBuffer. Where there are several files: an array on disk, for ShardBuffer
     source    see describe()
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")

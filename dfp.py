@@ -183,8 +183,9 @@ class DFP:
 
     # ------------------------------------------------------------------------------------------ plumbing
     def candidate_precision(self):
-        """Where bf16 is on: the hidden layers of passes that propose and rank run in it. Its rounding decides only
-        between candidates that are nearly as good. Passes with a gradient and the target critic stay in float32."""
+        """Where bf16 is on: the hidden layers of passes that propose and rank run in it. Its rounding moves candidates
+        a little, and decides between those that are nearly as good. Passes with a gradient and the target critic stay
+        in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def draw_noise(self, batch_size: int) -> dict[str, Tensor]:

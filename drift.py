@@ -5,8 +5,8 @@ have to go? Towards the samples of the target p ("positives", y+) and away from 
 
     V_{p,q}(x) = V_p+(x) - V_q-(x),   V_p+(x) = sum_j k(x, y+_j) (y+_j - x) / sum_j k(x, y+_j)              (Eq. 3)
 
-Each half is a kernel mean shift. Both halves cancel when p = q, so a generator that matches the target rests. The loss
-asks the network to output what it outputs now, moved by the field; no gradient flows through the goal:
+Each half is a kernel mean shift. Both halves cancel on average when p = q, so a generator that matches the target
+rests. The loss asks the network to output what it outputs now, moved by the field; no gradient flows through the goal:
 
     L_drift = E || x - sg(x + V_{p,q}(x)) ||^2                                                              (Eq. 4)
 
@@ -101,7 +101,7 @@ def drift_loss(
             scale, unit, force, rms = _force(x, targets, weight[:, None], num_negatives, temperatures)     # steps 1-5
             goal = x / unit + force
         loss = (x / unit - goal).square().mean(dim=(1, 2))                                          # 6. Eq. 4, [B]
-    return loss, {"scale": scale} | {f"force_rms_{r:g}": f for r, f in zip(temperatures, rms)}
+    return loss, {"scale": scale} | {f"force_rms_{R:g}": size for R, size in zip(temperatures, rms)}
 
 
 def _or_ones(weight: Tensor | None, samples: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ r in one step, also from noise to action:
 
     z_r = z_t - (t - r) u(z_t, r, t),       a = clip(eps - u(eps, 0, 1))
 
-How to learn u. The stretch (t - r) u is the sum of all velocities on the way from r to t. Let t grow a little. Then the
-sum grows by the velocity at its end, which is v(z_t, t). By the product rule it grows by u + (t - r) du/dt. So
+How to learn u. The stretch (t - r) u is the integral of the velocities on the way from r to t. As t grows, it grows at
+the rate of the velocity at its end, v(z_t, t). By the product rule this rate is u + (t - r) du/dt. So
 
     u = v(z_t, t) - (t - r) du/dt                                                          MeanFlow identity
 
@@ -21,15 +21,15 @@ The right side, taken without a gradient (sg), is the regression target for the 
     derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode differentiation, a JVP,
     gives it in one pass.
   - v(z_t, t) is the mean over all paths through z_t, and unknown. The velocity eps - a of the sampled path takes its
-    place, in du/dt too. A regression learns the mean of its targets. They are linear in that velocity, so their mean is
-    the target with v.
+    place, in du/dt too. A regression learns the mean of its targets over the paths. The target is linear in the
+    velocity, also by du/dt, which is the velocity times du/dz plus the change by t alone. So its mean has v in it.
 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
 MVP (Zhan et al., arXiv 2602.13810). At r = t the identity says u = v, and longer stretches are learned from shorter
 ones. Random times are never equal, so MVP adds a loss for that case, the instantaneous velocity constraint (IVC):
 
-    L_IVC = E || u(z_r, r, r) - (eps - a) ||^2,       L_BC = L_MF + w L_IVC
+    L_IVC = E || u(y, r, r) - (eps - a) ||^2,   y = (1 - r) a + r eps,       L_BC = L_MF + w L_IVC
 
 MVP       L_BC on the data, and the critic chooses: the best of N samples acts and bootstraps.
 MVPTopK   the ablation of Table 2: online, DFP's positives P_K(s) (Eq. 15) are regression targets too.
@@ -62,9 +62,9 @@ def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
 def mean_flow(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors of L_MF and L_IVC by coordinate: action, noise [..., D], r <= t [..., 1] -> two [..., D]."""
     v = noise - action                                                                   # of the sampled path
-    z_t, z_r = (1 - t) * action + t * noise, (1 - r) * action + r * noise
+    z_t, y = (1 - t) * action + t * noise, (1 - r) * action + r * noise
     target = v - (t - r) * total_derivative(u, z_t, r, t, v)                             # the identity, sg(.)
-    return (u(z_t, r, t) - target).square(), (u(z_r, r, r) - v).square()
+    return (u(z_t, r, t) - target).square(), (u(y, r, r) - v).square()
 
 
 def two_times(normal: Tensor, mean: float, std: float) -> tuple[Tensor, Tensor]:
