@@ -19,7 +19,7 @@ PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 
 class Method(NamedTuple):
     family: str       # methods of one family have the same stage 1, if the knobs that it reads are equal
-    source: str       # module and class
+    path: str         # module and class
     values: dict      # knobs of its own, as App. A.2 has them
 
 

@@ -1,6 +1,6 @@
 """The data of a run: what the files mean, and where they come from  (App. A.1).
 
-    dataset, source = load(config)          six arrays, one row a transition (buffer.py tells which), and their origin
+    dataset, facts = load(config)           six arrays, one row a transition (buffer.py tells which), and what they are
 
 A task has one of three formats, each with a reader below:
 
@@ -151,11 +151,11 @@ def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
 
 # ------------------------------------------------------------------------------------------ the data of a run
 def load(config, given=frozenset()) -> tuple[dict, dict]:
-    """The data of a run -> (dataset, source). UserError where there are no usable data.
+    """The data of a run -> (dataset, facts). UserError where there are no usable data.
 
     given     the names of the knobs set by hand: one that means nothing for these data is refused
     dataset   arrays by FIELDS, for ReplayBuffer. Where there are several files: an array on disk, for ShardBuffer
-    source    see describe()
+    facts     see describe()
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it

@@ -59,7 +59,7 @@ class Run:
 
 def algorithm(config: Config, obs_dim: int, action_dim: int, device) -> DFP:
     """The object of config.method, of the class that METHODS names: a run of DFP does not import its rivals."""
-    module, name = METHODS[config.method].source.rsplit(".", 1)
+    module, name = METHODS[config.method].path.rsplit(".", 1)
     bf16 = config.precision == "auto" and bf16_pays(torch.device(device))
     return getattr(importlib.import_module(module), name)(obs_dim, action_dim, config, device, bf16)
 

@@ -12,7 +12,7 @@ from tools.official import files
 PLACES = {"robomimic": dict(hand=0, object=9), "ogbench": dict(hand=12, object=19), "own": {}}
 
 
-def draw(task: envs.Task, dataset: dict, source: dict, folder: Path, episodes: int = 30) -> Path:
+def draw(task: envs.Task, dataset: dict, facts: dict, folder: Path, episodes: int = 30) -> Path:
     """Lengths of all episodes; paths of the hand and of the first object in some, seen from above and from the side."""
     lengths = files.lengths(dataset)
     ends = np.cumsum(lengths)
@@ -20,7 +20,7 @@ def draw(task: envs.Task, dataset: dict, source: dict, folder: Path, episodes: i
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     histogram, above, side = figure.subplots(1, 3)
     histogram.hist(lengths, bins=40, color="0.5")
-    histogram.set(xlabel="steps", ylabel="episodes", title=f"{task.name}, {source['kind']}: {len(lengths):,} episodes")
+    histogram.set(xlabel="steps", ylabel="episodes", title=f"{task.name}, {facts['kind']}: {len(lengths):,} episodes")
     for i in files.spaced(np.arange(len(lengths)), episodes):
         rows = observations[ends[i] - lengths[i] : ends[i]]
         for (what, at), color in zip(PLACES[task.suite].items(), ("#1f77b4", "#d62728")):

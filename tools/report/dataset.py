@@ -28,24 +28,24 @@ def main(load) -> None:
     about = "Tells what data a run would train on. --picture [FOLDER] draws them, --check [N] replays N episodes."
     config, given = command_line.parse(about, rest)
     with contextlib.redirect_stdout(sys.stderr):
-        dataset, source = load(config, given)
-    print(description(config, dataset, source))
+        dataset, facts = load(config, given)
+    print(description(config, dataset, facts))
     if asked.picture:
         from tools.pictures.data import draw                     # late: matplotlib takes a second to import
-        print(f"picture    {draw(envs.find_task(config.task), dataset, source, Path(asked.picture))}")
+        print(f"picture    {draw(envs.find_task(config.task), dataset, facts, Path(asked.picture))}")
     if asked.check is not None:
-        replay(envs.find_task(config.task), source, asked.check)
+        replay(envs.find_task(config.task), facts, asked.check)
 
 
-def description(config: Config, dataset: dict, source: dict) -> str:
+def description(config: Config, dataset: dict, facts: dict) -> str:
     """What `python data.py` prints; arguments as data.load has them."""
     lengths, actions = files.lengths(dataset), first_actions(dataset)
     return "\n".join((
-        f"{config.task}: {source['kind']} data{', ' if source['why'] else ''}{source['why']}",
-        f"file       {source['path']}, {len(source['files'])} in all",
-        f"origin     {', '.join(f'{name} {value}' for name, value in source['origin'].items()) or 'nothing recorded'}",
-        f"episodes   {len(lengths):,} of {lengths.min()}-{lengths.max()} steps, {source['transitions']:,} transitions",
-        f"success    {source['successes']:,} episodes reach the goal ({source['successes'] / len(lengths):.1%})",
+        f"{config.task}: {facts['kind']} data{', ' if facts['why'] else ''}{facts['why']}",
+        f"file       {facts['path']}, {len(facts['files'])} in all",
+        f"origin     {', '.join(f'{name} {value}' for name, value in facts['origin'].items()) or 'nothing recorded'}",
+        f"episodes   {len(lengths):,} of {lengths.min()}-{lengths.max()} steps, {facts['transitions']:,} transitions",
+        f"success    {facts['successes']:,} episodes reach the goal ({facts['successes'] / len(lengths):.1%})",
         f"actions    {'  '.join(f'{low:.2f} to {high:.2f}' for low, high in zip(actions.min(0), actions.max(0)))}"))
 
 
@@ -57,17 +57,17 @@ def first_actions(dataset: dict) -> np.ndarray:
     return dataset["records"][:100_000, end - dataset["action_dim"] : end].numpy()
 
 
-def replay(task: envs.Task, source: dict, episodes: int) -> None:
+def replay(task: envs.Task, facts: dict, episodes: int) -> None:
     """Prints what replaying `episodes` of the first file shows. UserError where it does not fit the simulator."""
     if episodes < 1 or task.suite == "own":
         raise UserError("--check replays episodes of the paper's tasks, at least one")
-    path = Path(source["files"][0])
+    path = Path(facts["files"][0])
     with files.errors_in_one_line(path, task):
         files.require_unchanged(path)
         fits, text = (replay_robomimic if task.suite == "robomimic" else replay_ogbench)(task, path, episodes)
     print(text)
     if not fits:
-        raise UserError(f"{source['path']} does not fit the simulator that is installed here")
+        raise UserError(f"{facts['path']} does not fit the simulator that is installed here")
 
 
 def replay_robomimic(task: envs.Task, path: Path, episodes: int) -> tuple[bool, str]:

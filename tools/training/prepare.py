@@ -38,16 +38,16 @@ def load_data(config: Config, given: set[str]) -> tuple[dict, dict]:
         config = dataclasses.replace(config, data=kind_begun(config, given) or "auto")
     from data import load                            # late: one that only reads a run needs no readers of data files
     from tools.official.files import lengths
-    dataset, source = load(config, given)
-    if source["longest"] < config.chunk:
+    dataset, facts = load(config, given)
+    if facts["longest"] < config.chunk:
         raise UserError(f"--chunk {config.chunk} is longer than every episode of the data (the longest has "
-                        f"{source['longest']} steps)")
+                        f"{facts['longest']} steps)")
     # The critic learns from chunks that lie within one episode (buffer.chunks).
-    whole = np.maximum(lengths(dataset) - config.chunk + 1, 0).sum() / (source["transitions"] - config.chunk + 1)
+    whole = np.maximum(lengths(dataset) - config.chunk + 1, 0).sum() / (facts["transitions"] - config.chunk + 1)
     text = f"{whole:.1%} of the data's chunks of {config.chunk} lie within one episode"
     print(text if whole > ENOUGH_WHOLE else f"warning: only {text}, and the critic learns from no others; a smaller "
                                             "--chunk or longer episodes help")
-    return dataset, source
+    return dataset, facts
 
 
 @contextlib.contextmanager
@@ -59,11 +59,11 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
         torch.set_num_threads(config.threads)
     set_precision(config)
     task = envs.find_task(config.task)
-    dataset, source = loaded or load_data(config, given)
-    folder = folder_of(config, given, source["kind"])
+    dataset, facts = loaded or load_data(config, given)
+    folder = folder_of(config, given, facts["kind"])
     with one_at_a_time(folder, wait=False), tracker(config.log, folder) as log:
         buffer = make_buffer(config, dataset, device)
-        run = Run(config, folder, source, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
+        run = Run(config, folder, facts, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
                   batch_rng=torch.Generator(buffer.device).manual_seed(config.seed + 1),
                   acting_rng=torch.Generator().manual_seed(config.seed + 2), tracker=log)
         restore(run)
