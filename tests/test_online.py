@@ -234,10 +234,17 @@ def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
     lengths, returns, successes = zip(*((len(rows), rows[:, 5].sum(), rows[-1, 6]) for rows in episodes))
     assert len(set(lengths)) > 3 and 0 < sum(successes) < 13
     expected = {"length": np.mean(lengths), "return": np.mean(returns), "success": np.mean(successes)}
+    busy = threading.Lock()
+
+    def act(*arguments):
+        assert busy.acquire(blocking=False), "two act at once"
+        time.sleep(0.001)
+        busy.release()
+        return homing(*arguments)
     for workers in (1, 3):
         evaluator, state = Evaluator(toy.TASK, workers), torch.random.get_rng_state()
         for _ in range(2):                                                     # evaluating again gives the same again
-            result = evaluator(homing, 13)
+            result = evaluator(act, 13)
             assert {name: result[name] for name in expected} == pytest.approx(expected)
         assert torch.equal(state, torch.random.get_rng_state())                # training's generator is left alone
         evaluator.close()
