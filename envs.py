@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
-import torch
 
 from config import TASKS, UserError
 from tools.checks import end_in_one_line, nearest
@@ -83,21 +82,6 @@ DATA_SEED = 3_000_000_000
 
 def training_seed(run_seed: int, episode: int) -> int:
     return (run_seed * 1_000_003 + episode) % DATA_SEED
-
-
-def play(act, env, number: int, best_of: int | None = None) -> dict:
-    """Evaluation episode `number` -> {"success", "return", "length"}. act: see dfp.DFP.act. It begins from its own seed
-    and draws its own noise: every policy meets the same episodes, and training's random numbers are never touched."""
-    obs, _ = env.reset(seed=EVAL_SEED + number)
-    noise = torch.Generator().manual_seed(EVAL_SEED + number)
-    rewards = []
-    while True:
-        chunk = act(obs[None], [noise], best_of)[0]                            # [H, A]
-        for action in chunk.cpu().numpy():                                     # executed open loop
-            obs, reward, terminated, truncated, info = env.step(action)
-            rewards.append(reward)
-            if terminated or truncated:
-                return {"success": bool(info["success"]), "return": sum(rewards), "length": len(rewards)}
 
 
 # --------------------------------------------------------------------------------------------------- Robomimic

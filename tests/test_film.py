@@ -14,6 +14,7 @@ import run
 import toy
 from config import UserError
 from conftest import ROOT
+from evaluate import mean, play
 from test_scripts import first, home, script  # noqa: F401
 from tools.pictures import film
 from tools.simulators.evaluator import Evaluator
@@ -44,13 +45,13 @@ def policy():
 
 def filmed(policy, number):
     camera = film.Camera(painted(), policy)
-    return camera, envs.play(camera.act, camera, number)
+    return camera, play(camera.act, camera, number)
 
 
 def test_episodes_are_the_evaluation_s_own(policy):
     cameras, played = zip(*(filmed(policy, number) for number in range(6)))
-    evaluator = Evaluator("painted", 2, painted)
-    result, last_two = evaluator(policy.act, 6), evaluator(policy.act, 2, first=4)
+    evaluator = Evaluator("painted", 2, play, painted)
+    result, last_two = mean(evaluator(policy.act, 6)), mean(evaluator(policy.act, 2, first=4))
     evaluator.close()
     for name in ("success", "length", "return"):
         assert result[name] == pytest.approx(np.mean([one[name] for one in played]))
@@ -93,7 +94,7 @@ def test_files(policy, ending, tmp_path, monkeypatch):
     monkeypatch.setattr(envs, "make", lambda name, **rendering: painted())
     path = tmp_path / "films" / f"out.{ending}"
     frames = sum(len(filmed(policy, e)[0].frames) + film.HOLD for e in range(2))
-    film.film(policy, str(path), range(2))
+    film.film(policy, str(path), play, range(2))
     if ending == "gif":
         with Image.open(path) as gif:                                    # equal neighbours are one, shown longer
             assert sum(one.info["duration"] for one in ImageSequence.Iterator(gif)) == frames * 1000 // film.FPS

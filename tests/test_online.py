@@ -20,6 +20,7 @@ import train_online
 from buffer import ReplayBuffer
 from config import UserError, build
 from data import read
+from evaluate import mean, play
 from run import algorithm
 from tools.simulators import process
 from tools.simulators.collector import Collector
@@ -220,7 +221,7 @@ def test_numbers_that_are_not_finite_are_an_error(failing, failing_run, monkeypa
     with pytest.raises(UserError, match=f"^step {step}: {says}; the last good state is .*checkpoint.pt"):
         failing_run("run", *orders)
     order(*orders)
-    evaluator = Evaluator(task, 1)
+    evaluator = Evaluator(task, 1, play)
     with pytest.raises(UserError, match=f"^{says}"):
         evaluator(act, 2)
     evaluator.close()
@@ -242,9 +243,9 @@ def test_evaluation_plays_every_episode_once_whatever_the_number_of_workers():
         busy.release()
         return homing(*arguments)
     for workers in (1, 3):
-        evaluator, state = Evaluator(toy.TASK, workers), torch.random.get_rng_state()
+        evaluator, state = Evaluator(toy.TASK, workers, play), torch.random.get_rng_state()
         for _ in range(2):                                                     # evaluating again gives the same again
-            result = evaluator(act, 13)
+            result = mean(evaluator(act, 13))
             assert {name: result[name] for name in expected} == pytest.approx(expected)
         assert torch.equal(state, torch.random.get_rng_state())                # training's generator is left alone
         evaluator.close()
@@ -264,7 +265,7 @@ def test_as_many_processes_as_cores_and_no_more_than_episodes(train, tmp_path, m
 
 def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep_failing(failing, tmp_path):
     task, order = failing
-    evaluator = Evaluator(task, 2)
+    evaluator = Evaluator(task, 2, play)
     expected = evaluator(homing, 5)
     order("reset3 raises")                                                     # that of its next episode but one
     evaluator.close()
@@ -281,7 +282,7 @@ def test_evaluation_gives_the_same_when_simulators_fail_and_stops_when_they_keep
 
 
 def test_evaluation_stops_between_chunks():
-    evaluator, asked = Evaluator(toy.TASK, 1), []
+    evaluator, asked = Evaluator(toy.TASK, 1, play), []
 
     def act(*args):
         asked.append(1)

@@ -18,6 +18,7 @@ import envs
 import train_online
 from config import TASKS, UserError, build
 from conftest import ROOT
+from evaluate import play
 from tools.simulators import own
 from tools.simulators.evaluator import Evaluator
 from tools.training import stage
@@ -135,7 +136,7 @@ def test_environments_that_break_their_word(what):
         env.reset()
         env.step(np.zeros(2))
     if what == "longer":                                   # at once, as a process of its own says it
-        with pytest.raises(UserError, match=says), contextlib.closing(Evaluator(task, 1)) as evaluator:
+        with pytest.raises(UserError, match=says), contextlib.closing(Evaluator(task, 1, play)) as evaluator:
             evaluator(lambda obs, *_: torch.zeros(1, 5, 2), 1)
 
 
@@ -158,8 +159,8 @@ def test_how_success_is_read(infos, terminates, success, capsys):
     env.reset()
     assert [env.step(np.zeros(2)) for _ in infos][-1][4]["success"] == success
     if terminates and success:
-        with contextlib.closing(Evaluator(task, 1)) as evaluator:
-            assert evaluator(lambda obs, *_: torch.zeros(1, 5, 2), 1)["success"] == 1
+        with contextlib.closing(Evaluator(task, 1, play)) as evaluator:
+            assert evaluator(lambda obs, *_: torch.zeros(1, 5, 2), 1)[0]["success"]
     own.try_out(task, Telling())
     assert ("neither 'success' nor 'is_success'" in capsys.readouterr().out) == (not infos[0])
 

@@ -266,8 +266,8 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
     assert (alone / "policy.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 3
     assert str(tmp_path) not in (alone / "config.json").read_text()
     assert "holds a run already" in said(export.export, alone, folder) and contents(folder) == before
-    result = {"success": 0.5, "episodes": 2, "length": 3.0, "return": -3.0}
-    monkeypatch.setattr("evaluate.Evaluator.__call__", lambda *_, **__: result)
+    played = [{"success": success, "length": 3, "return": -3.0} for success in (True, False)]
+    monkeypatch.setattr("evaluate.Evaluator.__call__", lambda *_, **__: played)
     for where, words in ((alone, []), (folder, ["--first", "50"]), (folder, [])):
         monkeypatch.setattr("sys.argv", ["evaluate.py", str(where), *words])
         evaluate.main()                              # a policy's folder gets no table, and other episodes no row

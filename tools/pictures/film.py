@@ -86,8 +86,9 @@ def drawn(frames, steps, values, success) -> list[Image.Image]:
     return pictures + [pictures[-1]] * HOLD
 
 
-def film(policy, path: str, episodes: range, best_of: int | None = None) -> None:
-    """Evaluation episodes of these numbers, to a file ending in .gif or .mp4. UserError where rendering fails."""
+def film(policy, path: str, play, episodes: range, best_of: int | None = None) -> None:
+    """Evaluation episodes of these numbers, to a file ending in .gif or .mp4. play: evaluate's, which plays one.
+    UserError where rendering fails."""
     task = policy.config.task
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -99,7 +100,7 @@ def film(policy, path: str, episodes: range, best_of: int | None = None) -> None
     pictures = []
     for episode in tqdm(episodes, desc=f"filming {task}"):
         camera = Camera(env, policy)
-        envs.play(camera.act, camera, episode, best_of)
+        play(camera.act, camera, episode, best_of)
         pictures += drawn(camera.frames, camera.steps, camera.values, camera.success)
     env.close()
     if path.endswith(".gif"):            # few colours, without dither: a fifth of the size

@@ -1,10 +1,8 @@
-"""Many evaluation episodes side by side: envs.play() in threads, each with a simulator in a process of its own."""
+"""Many evaluation episodes side by side: evaluate.play() in threads, each with a simulator in a process of its own."""
 import functools
 import queue
 import threading
 from concurrent.futures import ThreadPoolExecutor
-
-import numpy as np
 
 import envs
 from config import UserError
@@ -16,7 +14,7 @@ class Stopped(Exception):
 
 
 class Remote:
-    """A simulator in another process, as play() uses an environment."""
+    """A simulator in another process, which play() takes for an environment."""
 
     def __init__(self, simulators: Simulators, i: int, stop):
         self.simulators, self.i, self.stop = simulators, i, stop
@@ -35,21 +33,19 @@ class Remote:
 
 
 class Evaluator:
-    """evaluator(act, episodes) -> {"success", "return", "length", "episodes"}: means over episodes, which are played in
-    `workers` processes. The result does not depend on their number. They start at the first call and stay."""
+    """evaluator(act, episodes) -> what play() gave of each: evaluate's, which plays one. The result does not depend on
+    the number of `workers`, the simulators' processes. They start at the first call and stay."""
 
-    def __init__(self, task: envs.Task, workers: int, make=envs.make):
+    def __init__(self, task: envs.Task, workers: int, play, make=envs.make):
         # make gets the Task and not its name, because a new process does not know what this one has registered.
-        self.make, self.workers, self.simulators = functools.partial(make, task), max(1, workers), None
+        self.make, self.workers, self.play, self.simulators = functools.partial(make, task), max(1, workers), play, None
 
-    def __call__(self, act, episodes: int, best_of: int | None = None, stop=None, first: int = 0) -> dict | None:
+    def __call__(self, act, episodes: int, best_of: int | None = None, stop=None, first: int = 0) -> list | None:
         """act: see dfp.DFP.act. first: the number of the first episode. stop() is asked at every step; once it is true
         the result is None. UserError when simulators keep dying, and for numbers that are not finite."""
         for _ in range(3):
             try:
-                played = self.play_all(act, range(first, first + episodes), best_of, stop)
-                means = {name: float(np.mean([one[name] for one in played])) for name in played[0]}
-                return means | {"episodes": episodes}
+                return self.play_all(act, range(first, first + episodes), best_of, stop)
             except Stopped:
                 return None
             except SimulatorLost as error:       # the same episodes once more: results depend on their seeds alone
@@ -58,7 +54,7 @@ class Evaluator:
         raise UserError(f"simulators failed in three tries at one evaluation, the last with: {lost}; fewer --workers?")
 
     def play_all(self, act, numbers, best_of, stop) -> list[dict]:
-        """What envs.play() returns of each episode. Whatever is raised in one ends all."""
+        """Whatever is raised in one episode ends all."""
         if self.simulators is None:
             self.simulators = Simulators(self.make, self.workers)
         free, one_at_a_time = queue.SimpleQueue(), threading.Lock()
@@ -69,15 +65,15 @@ class Evaluator:
             with one_at_a_time:                  # the policy's own threads are as many as there are cores
                 return act(*arguments)
 
-        def play(number):
+        def play_one(number):
             simulator = free.get()
             try:
-                return envs.play(careful_act, simulator, number, best_of)
+                return self.play(careful_act, simulator, number, best_of)
             finally:
                 free.put(simulator)
         pool = ThreadPoolExecutor(self.workers)
         try:
-            return [*pool.map(play, numbers)]
+            return [*pool.map(play_one, numbers)]
         except BaseException:
             self.close()                         # threads that wait for a simulator end with it
             raise

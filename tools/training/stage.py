@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 import envs
 from config import UserError
+from evaluate import mean, play
 from run import Run
 from tools.simulators.evaluator import Evaluator
 from tools.simulators.process import cores
@@ -47,7 +48,7 @@ class Stage:
         c = run.config
         self.ends = (c.offline_steps, c.offline_steps + c.online_steps)          # of both stages
         workers = min(c.workers or cores(), max(c.eval_episodes, c.final_episodes))
-        self.evaluator = Evaluator(envs.find_task(c.task), workers)
+        self.evaluator = Evaluator(envs.find_task(c.task), workers, play)
 
     def __enter__(self):
         self.open()
@@ -90,9 +91,10 @@ class Stage:
             if run.step == 0:
                 episodes = 1         # shows that the simulator works; an untrained policy's run up to the time limit
             self.bar.set_postfix_str(f"evaluating, {episodes} episodes")
-            result = self.evaluator(run.algo.act, episodes, stop=lambda: self.stop.asked)
-            if result is None:
+            played = self.evaluator(run.algo.act, episodes, stop=lambda: self.stop.asked)
+            if played is None:
                 return
+            result = mean(played)
             self.bar.set_postfix_str(f"success={result['success']:.0%}")
             row = result | dict(step=run.step, stage=self.name, seconds=round(time.time() - run.started, 1))
             self.append("eval.csv", {name: row[name] for name in EVAL_COLUMNS})
