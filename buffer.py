@@ -89,7 +89,8 @@ class ReplayBuffer:
         return self.size - self.offline_size
 
     def online(self, name: str) -> Tensor:
-        """The part of a field's array that online transitions fill: a view [capacity, ...]."""
+        """The part of a field's array that online transitions fill: a view [capacity, ...]. (ShardBuffer has arrays of
+        its own for them.)"""
         return getattr(self, name)[self.offline_size:]
 
     def add(self, obs, action, reward: float, terminated: bool, truncated: bool, next_obs) -> None:

@@ -105,8 +105,8 @@ READERS = {"robomimic": read_robomimic, "ogbench": read_ogbench, "own": read_own
 
 
 def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
-    """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5),
-    as the released code does for Robomimic."""
+    """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5).
+    The released code does so for Robomimic alone."""
     with files.errors_in_one_line(path, task):
         files.require_unchanged(path)            # since this project fetched or generated it, if it did
         dataset = READERS[task.suite](path, task)

@@ -24,8 +24,9 @@ MOST_EPISODES = 2**32 - envs.EVAL_SEED         # numpy's seeds end there
 
 
 def play(act, env, number: int, best_of: int | None = None) -> dict:
-    """Evaluation episode `number` -> {"success", "return", "length"}. act: see dfp.DFP.act. It begins from its own seed
-    and draws its own noise: every policy meets the same episodes, and training's random numbers are never touched."""
+    """Evaluation episode `number` -> {"success", "return", "length"}, the return not discounted. act: see dfp.DFP.act.
+    It begins from its own seed and draws its own noise: every policy meets the same episodes, and training's random
+    numbers are never touched."""
     obs, _ = env.reset(seed=envs.EVAL_SEED + number)
     noise = torch.Generator().manual_seed(envs.EVAL_SEED + number)
     rewards = []

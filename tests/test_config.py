@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import CUBES, METHODS, OFFLINE_RL, PRESETS, ROBOMIMIC, TASK_VALUES, TASKS, Config, UserError, build, from_plain
+from config import CUBES, METHODS, OFFLINE_RL, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain
 from tools.checks import MAY_DIFFER, READ_BY, STAGE_2
 from tools.training import command_line
 from tools.training.command_line import parse
@@ -58,10 +58,6 @@ def test_baselines(method, chunk, best_of):
         assert {k for k in vars(c) if vars(c)[k] != vars(dfp)[k]} <= {"method", "chunk", "best_of"}
     pure = build({"task": "scene-task2", "method": method, "preset": "offline-rl"})     # Table 7: as they are
     assert (pure.chunk, pure.best_of, pure.topk_offline, pure.online_steps) == (chunk, best_of, False, 0)
-
-
-def test_the_defaults_are_the_table_s_for_robomimic():
-    assert vars(Config()) | TASK_VALUES["robomimic"]._asdict() == vars(Config())
 
 
 def test_lists_of_knobs_name_knobs():
