@@ -1,4 +1,4 @@
-"""What differs by task (Tables 5 and 8). Then every knob: name, default, meaning. Then what a preset changes.
+"""Every knob: name, default, meaning. Then what differs by task (Tables 5 and 8), and what a preset changes.
 
 The defaults are the paper's for lift, can and square. Each knob is an option of the scripts: `topk_weight` is
 --topk-weight. Where several places have a value for it, the strongest counts:
@@ -36,47 +36,6 @@ METHODS = {
 SOURCES = ("auto", "official", "generated")          # of data, besides a file of one's own
 
 
-# ------------------------------------------------------------------------------------------------- Tables 5 and 8
-ROBOMIMIC = ("lift", "can", "square")
-CUBES = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
-OFFLINE_RL = ("cube-single-task2", "cube-double-task2", "scene-task2", "puzzle-3x3-task4", "puzzle-4x4-task4")
-TASKS = [*ROBOMIMIC, *CUBES, *(t for t in OFFLINE_RL if t not in CUBES)]       # envs.register adds yours
-
-
-class TaskValues(NamedTuple):
-    """What differs by task."""
-    topk_weight: float        # lambda
-    temperatures: tuple       # h
-    num_candidates: int       # N
-    top_k: int                # K
-    best_of: int              # N'
-    distill_weight: float     # alpha of FQL
-    ivc_weight: float         # of MVP
-
-
-# Robomimic and two to four cubes: Table 5 and App. A.2. For one cube, scene and puzzles these have nothing: lambda, h,
-# N and K are Table 8's, alpha is from FQL's README, N' and MVP's weight are as with two cubes.
-TASK_VALUES = {
-    #                           lambda, h,              N,  K, N',  alpha, MVP's weight
-    "robomimic":      TaskValues( 0.5, (0.005, 0.05), 16,  2,  4,    1e4, 1.0),
-    "cube-single":    TaskValues(0.45, (0.05,),       16,  8, 16,  300.0, 1.0),
-    "cube-double":    TaskValues( 0.5, (0.05,),       16,  4, 16,  300.0, 1.0),
-    "cube-triple":    TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 0.0),
-    "cube-quadruple": TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 1.0),
-    "scene":          TaskValues( 0.5, (0.01, 0.05),  16,  8, 16,  300.0, 1.0),
-    "puzzle-3x3":     TaskValues( 0.5, (0.01, 0.05),  16,  8, 16, 1000.0, 1.0),
-    "puzzle-4x4":     TaskValues( 0.5, (0.01, 0.05),  32, 16, 16, 1000.0, 1.0),
-}
-BY_TASK = TASK_VALUES["robomimic"]          # the defaults of these knobs below; every task has its own row
-
-
-def task_values(task: str) -> dict:
-    """The row of a task. A task of your own has the values of two cubes."""
-    name = "robomimic" if task in ROBOMIMIC else task.rpartition("-task")[0]
-    return TASK_VALUES.get(name, TASK_VALUES["cube-double"])._asdict()
-
-
-# ------------------------------------------------------------------------------------------------- every knob
 def knob(default, help, choices=None):
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -109,23 +68,23 @@ class Config:
     # ---- the policy (Table 5)
     chunk: int = knob(5, "H: actions generated and executed at once (Table 5)")
     num_generated: int = knob(8, "N_gen: samples per state that the drift moves (Table 5)")
-    temperatures: tuple = knob(BY_TASK.temperatures, "h: kernel widths of the drift loss, as shares of the mean "
-                              "distance (Table 5)")
-    best_of: int = knob(BY_TASK.best_of, "N': samples to choose from when acting and bootstrapping (Table 5)")
+    temperatures: tuple = knob((0.005, 0.05), "h: kernel widths of the drift loss, as shares of the mean "
+                              "distance (Table 5, by task)")
+    best_of: int = knob(4, "N': samples to choose from when acting and bootstrapping (Table 5, by task)")
     bc_weight: float = knob(1.0, "weight of L_BC (Eq. 18)")
     mask_bc: bool = knob(True, "L_BC leaves out chunk steps past an episode's end")
     topk_offline: bool = knob(False, "L_topK in stage 1 too (Table 8)")
 
     # ---- policy improvement (Table 5)
-    num_candidates: int = knob(BY_TASK.num_candidates, "N: candidates drawn from pi_old (Table 5)")
-    top_k: int = knob(BY_TASK.top_k, "K: candidates kept as positives (Table 5)")
-    topk_weight: float = knob(BY_TASK.topk_weight, "lambda: weight of L_topK (Table 5)")
+    num_candidates: int = knob(16, "N: candidates drawn from pi_old (Table 5, by task)")
+    top_k: int = knob(2, "K: candidates kept as positives (Table 5, by task)")
+    topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5, by task)")
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)")
 
     # ---- the baselines (baselines/; App. A.2)
     flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)")
-    distill_weight: float = knob(BY_TASK.distill_weight, "alpha: weight of the distillation beside -Q (App. A.2)")
-    ivc_weight: float = knob(BY_TASK.ivc_weight, "weight of the instantaneous velocity constraint (App. A.2)")
+    distill_weight: float = knob(10_000.0, "alpha: weight of the distillation beside -Q (App. A.2, by task)")
+    ivc_weight: float = knob(1.0, "weight of the instantaneous velocity constraint (App. A.2, by task)")
     time_mean: float = knob(-0.4, "mean of the logit-normal times (released code)")
     time_std: float = knob(1.0, "standard deviation of the logit-normal times (released code)")
 
@@ -159,6 +118,46 @@ class Config:
     def plain(self) -> dict:
         """The knobs as a file gives them back: tuples as lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+# ------------------------------------------------------------------------------------------------- Tables 5 and 8
+ROBOMIMIC = ("lift", "can", "square")
+CUBES = tuple(f"cube-{n}-task{k}" for n in ("double", "triple", "quadruple") for k in (2, 3, 4))
+OFFLINE_RL = ("cube-single-task2", "cube-double-task2", "scene-task2", "puzzle-3x3-task4", "puzzle-4x4-task4")
+TASKS = [*ROBOMIMIC, *CUBES, *(t for t in OFFLINE_RL if t not in CUBES)]       # envs.register adds yours
+
+
+class TaskValues(NamedTuple):
+    """What differs by task. Of lift, can and square: the defaults above."""
+    topk_weight: float        # lambda
+    temperatures: tuple       # h
+    num_candidates: int       # N
+    top_k: int                # K
+    best_of: int              # N'
+    distill_weight: float     # alpha of FQL
+    ivc_weight: float         # of MVP
+
+
+# Robomimic and two to four cubes: Table 5 and App. A.2. For one cube, scene and puzzles these have nothing: lambda, h,
+# N and K are Table 8's, alpha is from FQL's README, N' and MVP's weight are as with two cubes.
+TASK_VALUES = {
+    #                           lambda, h,              N,  K, N',  alpha, MVP's weight
+    # lift, can, square: defaults  0.5, (0.005, 0.05), 16,  2,  4,    1e4, 1.0
+    "cube-single":    TaskValues(0.45, (0.05,),       16,  8, 16,  300.0, 1.0),
+    "cube-double":    TaskValues( 0.5, (0.05,),       16,  4, 16,  300.0, 1.0),
+    "cube-triple":    TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 0.0),
+    "cube-quadruple": TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 1.0),
+    "scene":          TaskValues( 0.5, (0.01, 0.05),  16,  8, 16,  300.0, 1.0),
+    "puzzle-3x3":     TaskValues( 0.5, (0.01, 0.05),  16,  8, 16, 1000.0, 1.0),
+    "puzzle-4x4":     TaskValues( 0.5, (0.01, 0.05),  32, 16, 16, 1000.0, 1.0),
+}
+
+
+def task_values(task: str) -> dict:
+    """Where a task departs from the defaults. A task of your own has the values of two cubes."""
+    if task in ROBOMIMIC:
+        return {}
+    return TASK_VALUES.get(task.rpartition("-task")[0], TASK_VALUES["cube-double"])._asdict()
 
 
 # ------------------------------------------------------------------------------------------------- presets
