@@ -92,8 +92,8 @@ class Config:
     data: str = knob("auto", "auto, official (the benchmark's), generated (simulated), or a file of your own")
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
                          "ogbench keep them)")
-    data_size: int = knob(0, "demonstrations to generate (lift, can, square), transitions to generate or to use "
-                          "(others); 0 = 300, 1M, all")
+    data_size: int = knob(0, "demonstrations to generate (lift, can, square; 0 = 300), or transitions to generate "
+                          "(0 = 1M) or to use of a set of many files (0 = all)")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
                             "are many files", ("auto", "cpu", "cuda"))
     mix_size: int = knob(1_000_000, "M, for data of many files: with n online transitions a share n / (M + n) of a "
@@ -161,8 +161,8 @@ def task_values(task: str) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------- presets
-# The same algorithm at a smaller size. One thread of torch's own: a second one would hold the core that the simulator
-# needs. (tools/speed/halves.py shares that core with it.)
+# A smaller size, and on can and square of laptop the minimum of the critics. One thread of torch's own: a second one
+# would hold the core that the simulator needs. (tools/speed/halves.py shares that core with it.)
 SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
 

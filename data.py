@@ -108,7 +108,7 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """A file of the task's format -> arrays by FIELDS. UserError if it is broken. Actions are clipped to +-(1 - 1e-5).
     The released code does so for Robomimic alone."""
     with files.errors_in_one_line(path, task):
-        files.require_unchanged(path)            # since this project fetched or generated it, if it did
+        files.require_unchanged(path)            # refuses a file that changed since it was downloaded or generated
         dataset = READERS[task.suite](path, task)
     dataset["actions"] = np.clip(dataset["actions"], -1 + 1e-5, 1 - 1e-5)
     return dataset
