@@ -13,7 +13,7 @@ import torch
 import data
 import envs
 from buffer import FIELDS, ReplayBuffer
-from config import build
+from config import UserError, build
 from conftest import ROOT
 from tools.official import files, shards
 from tools.training.saving import fill_online, online_rows
@@ -197,6 +197,10 @@ def test_a_changed_file_or_index_starts_over(paths, tmp_path, monkeypatch):
     (place / "rows.f32").unlink()
     (place / "rows.f32").write_bytes(b"a lost end")
     assert equal(mapped(open_set(paths, tmp_path)[0]).chunks(torch.arange(90)), whole)
+    files.remember(paths[0], url="http://host/part-000.npz")                 # ours: it may not change
+    write(tmp_path / "set", [[50]])
+    with pytest.raises(UserError, match="part-000.npz is no usable data of .*: it has changed since it was fetched"):
+        open_set(paths, tmp_path)
 
 
 MEMORY = """

@@ -182,12 +182,6 @@ def recorded(path: Path) -> dict:
     return {}
 
 
-def require_unchanged(path: Path) -> None:
-    """ValueError where a file of ours is no longer what it was."""
-    if record := recorded(path):
-        require(sha256(path) == record["sha256"], "it has changed since it was fetched or generated")
-
-
 @contextlib.contextmanager
 def errors_in_one_line(path: Path, task: envs.Task):
     """Whatever is wrong with a file becomes a UserError. What it advises loses nobody's only copy."""
@@ -202,3 +196,11 @@ def errors_in_one_line(path: Path, task: envs.Task):
     except Exception as error:           # for a broken file the libraries raise OSError, KeyError, BadZipFile, ...
         advice = "; delete it to fetch or generate it again" if recorded(path) else ""
         raise UserError(f"{path} is no usable data of {task.name}: {in_one_line(error)}{advice}") from None
+
+
+def checksum(path: Path, task: envs.Task) -> str:
+    """Of a file's bytes. UserError where a file of ours is no longer what it was."""
+    with errors_in_one_line(path, task):
+        found = sha256(path)
+        require(found == recorded(path).get("sha256", found), "it has changed since it was fetched or generated")
+    return found

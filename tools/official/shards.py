@@ -41,7 +41,7 @@ def load(paths: list[Path], folder: Path, task: envs.Task, read, label) -> tuple
     place.mkdir(parents=True, exist_ok=True)
     missing = paths[len(index["files"]):]
     for path in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
-        about = dict(file=path.name, stamp=stamp(path), sha256=files.sha256(path))
+        about = dict(file=path.name, stamp=stamp(path), sha256=files.checksum(path, task))
         index["files"].append(about | append(place, index, path, read, label))
         write_json(place / "index.json", index)
     used, which = index["files"][: len(paths)], tasks.index(task.name)
