@@ -127,42 +127,29 @@ OFFLINE_RL = ("cube-single-task2", "cube-double-task2", "scene-task2", "puzzle-3
 TASKS = [*ROBOMIMIC, *CUBES, *(t for t in OFFLINE_RL if t not in CUBES)]       # envs.register adds yours
 
 
-class TaskValues(NamedTuple):
-    """What differs by task. Of lift, can and square: the defaults above."""
-    topk_weight: float        # lambda
-    temperatures: tuple       # h
-    num_candidates: int       # N
-    top_k: int                # K
-    best_of: int              # N'
-    distill_weight: float     # alpha of FQL
-    ivc_weight: float         # of MVP
-
-
-# Robomimic and two to four cubes: Table 5 and App. A.2. For one cube, scene and puzzles these have nothing: lambda, h,
-# N and K are Table 8's, alpha is from FQL's README, N' and MVP's weight are as with two cubes.
+# Where a task departs from the defaults above. Table 5 and App. A.2 tell of Robomimic and of two to four cubes, not of
+# one cube, scene and puzzles. There lambda, h, N and K are Table 8's, alpha is from FQL's README, N' and MVP's weight
+# are as with two cubes.
 TASK_VALUES = {
-    #                           lambda, h,              N,  K, N',  alpha, MVP's weight
-    # lift, can, square: defaults  0.5, (0.005, 0.05), 16,  2,  4,    1e4, 1.0
-    "cube-single":    TaskValues(0.45, (0.05,),       16,  8, 16,  300.0, 1.0),
-    "cube-double":    TaskValues( 0.5, (0.05,),       16,  4, 16,  300.0, 1.0),
-    "cube-triple":    TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 0.0),
-    "cube-quadruple": TaskValues( 0.5, (0.05,),       16,  4, 16,  100.0, 1.0),
-    "scene":          TaskValues( 0.5, (0.01, 0.05),  16,  8, 16,  300.0, 1.0),
-    "puzzle-3x3":     TaskValues( 0.5, (0.01, 0.05),  16,  8, 16, 1000.0, 1.0),
-    "puzzle-4x4":     TaskValues( 0.5, (0.01, 0.05),  32, 16, 16, 1000.0, 1.0),
+    "lift": {}, "can": {}, "square": {},
+    "cube-single":    dict(temperatures=(0.05,), top_k=8, best_of=16, distill_weight=300.0, topk_weight=0.45),
+    "cube-double":    dict(temperatures=(0.05,), top_k=4, best_of=16, distill_weight=300.0),
+    "cube-triple":    dict(temperatures=(0.05,), top_k=4, best_of=16, distill_weight=100.0, ivc_weight=0.0),
+    "cube-quadruple": dict(temperatures=(0.05,), top_k=4, best_of=16, distill_weight=100.0),
+    "scene":          dict(temperatures=(0.01, 0.05), top_k=8, best_of=16, distill_weight=300.0),
+    "puzzle-3x3":     dict(temperatures=(0.01, 0.05), top_k=8, best_of=16, distill_weight=1000.0),
+    "puzzle-4x4":     dict(temperatures=(0.01, 0.05), top_k=16, best_of=16, distill_weight=1000.0, num_candidates=32),
 }
 
 
 def task_values(task: str) -> dict:
-    """Where a task departs from the defaults. A task of your own has the values of two cubes."""
-    if task in ROBOMIMIC:
-        return {}
-    return TASK_VALUES.get(task.rpartition("-task")[0], TASK_VALUES["cube-double"])._asdict()
+    """Of cube-double-task3: those of cube-double. A task of your own has them too."""
+    return TASK_VALUES.get(task.rpartition("-task")[0] or task, TASK_VALUES["cube-double"])
 
 
 # ------------------------------------------------------------------------------------------------- presets
-# A smaller size, and on can and square of laptop the minimum of the critics. One thread of torch's own: a second one
-# would hold the core that the simulator needs. (tools/speed/halves.py shares that core with it.)
+# What quick and laptop have in common. One CPU thread for torch: a second one would take the core that the simulator
+# needs.
 SMALL = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
 
@@ -178,11 +165,11 @@ class Size(NamedTuple):
     q_aggregate: str = "mean"
 
 
-# quick: can and square need more updates than lift, so their networks are narrower. A narrow network learns faster with
-# a larger learning rate (results/batch). Random play hardly ever reaches the goal, and these sets are small: half of a
-# cubes' set is aimed at the goal.
-# laptop: imitation needs many updates. On can and square Q comes out too high with the paper's mean of the two critics,
-# and success is lower in the end than with their minimum (docs/results.md).
+# quick ends within an hour. can and square need three times lift's updates, so an update must be cheaper: half the
+# width. A narrow network learns faster with a larger learning rate (results/batch).
+# laptop has more updates, as imitation needs them. On can and square the paper's mean of the two critics makes Q too
+# high, and success ends lower than with their minimum (docs/results.md).
+# Random play hardly ever reaches the goal, and these sets are small. So half of a cubes' set is aimed at the goal.
 SIZES = {
     #                        hidden,  lr,   offline, online,  evaluate, data size, goal share, q_aggregate
     ("quick", "lift"):        Size(128, 3e-4,   8_000, 16_000,  4_000,     300, 0.0),

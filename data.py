@@ -1,6 +1,4 @@
-"""The data of a run: what the files mean, and where they come from  (App. A.1).
-
-    dataset, facts = load(config)           six arrays, one row a transition (buffer.py tells which), and what they are
+"""The data of a run: from files to D, six arrays with a row for each transition  (App. A.1).
 
 A task has one of three formats, each with a reader below:
 
@@ -8,7 +6,7 @@ A task has one of three formats, each with a reader below:
     ogbench     npz, undirected play in cube, scene and puzzle: states and actions; rewards follow from a task's goal
     own         HDF5 or npz, the six arrays themselves (docs/extend.md)
 
---data says where the files come from, see find():
+--data says where the files come from. tools/official/fetch.py finds, fetches or makes them:
 
     official    the benchmark's, found on disk or downloaded
     generated   stand-ins, made in the simulator; those of lift, can and square lie in standins/
@@ -21,22 +19,16 @@ A task has one of three formats, each with a reader below:
     python data.py --task square --check 20     ... and 20 demonstrations replayed in the simulator installed here
 """
 import functools
-import math
 from pathlib import Path
 
 import numpy as np
 
 import envs
 from buffer import FIELDS
-from config import SOURCES, UserError
 from tools.official import fetch, files, shards
 from tools.training.files import one_at_a_time
 
-SHIPPED = Path(__file__).resolve().parent / "standins"     # demonstrations of lift, can and square
-SHIPPED_SIZE = 300                                         # ... of each
 
-
-# ------------------------------------------------------------------------------------------ what the files mean
 def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     """robomimic's low-dim HDF5 -> transitions. The file has, for each demonstration of T steps,
 
@@ -113,69 +105,26 @@ def read(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
     return dataset
 
 
-# ------------------------------------------------------------------------------------------ where they come from
-def find(config, task: envs.Task, folder: Path) -> tuple[str, str, list[Path]]:
-    """Which files, by --data -> (kind, why these, paths). kind is official, generated or own-<name>. UserError where
-    there are no such data."""
-    if config.data not in SOURCES:                         # a file of your own
-        return files.own_kind(config.data), "given with --data", [Path(config.data)]
-    if task.suite == "own":
-        raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
-    if config.data == "generated":
-        return "generated", "asked for with --data generated", stand_ins(config, task, folder)
-
-    # fetch() looks on disk, then downloads. It throws away what `read` cannot read, and tells why there are none.
-    count = math.ceil(config.data_size / 1_000_000)        # a file has 1M transitions: 3M need 3 files. 0: every file
-    most_bytes = 2e9 if config.data == "auto" else math.inf
-    paths, why_not = fetch.fetch(task, folder, max_bytes=most_bytes, count=count, read=READERS[task.suite])
-    if paths:
-        return "official", "found or downloaded", paths
-    if config.data == "official":
-        raise UserError(f"the official data of {task.name} could not be obtained ({why_not}); "
-                        "--data generated makes a stand-in")
-    print(f"*** NO OFFICIAL DATA ({why_not}). Stand-ins from the simulator take their place; results are marked "
-          "so. ***")
-    return "generated", f"no official data: {why_not}", stand_ins(config, task, folder)
-
-
-def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
-    """The shipped ones, or such as are made now."""
-    size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
-    if task.suite == "robomimic" and size == SHIPPED_SIZE:
-        return [SHIPPED / f"{task.name}.hdf5"]
-    from tools.standins.generate import generate           # late: a run that has its data needs no operators
-    share = config.goal_share if task.suite == "ogbench" else 0.0
-    return generate(task, size, folder / "generated", share, config.workers)
-
-
-# ------------------------------------------------------------------------------------------ the data of a run
 def load(config, given=frozenset()) -> tuple[dict, dict]:
     """The data of a run -> (dataset, facts). UserError where there are no usable data.
 
     given     the names of the knobs set by hand: one that means nothing for these data is refused
     dataset   arrays by FIELDS, for ReplayBuffer. Where there are several files: an array on disk, for ShardBuffer
-    facts     see describe()
+    facts     what config.json says of the data: kind, why, path, files, origin, sha256, transitions, episodes,
+              successes, longest
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        kind, why, paths = find(config, task, folder)
-        fetch.refuse_unread(config, given, kind, paths, task)    # --goal-share, say, means nothing for official data
+        paths, facts = fetch.find(config, given, task, folder, READERS[task.suite])
         if len(paths) == 1:
-            checksum = files.checksum(paths[0], task)      # refuses a file that changed since it came here
+            checksum = files.checksum(paths[0], task)            # refuses a file that changed since it came here
             dataset = read(paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0)
         else:                            # they may not fit into memory: tools/official/shards.py
             dataset, checksum, counts = shards.load(paths, folder, task, read, label)
-    return dataset, describe(kind, why, paths, checksum, counts)
-
-
-def describe(kind: str, why: str, paths: list[Path], checksum: str, counts: dict) -> dict:
-    """What config.json says of the data; told in a line. counts: transitions, episodes, successes, longest."""
-    place = paths[0] if len(paths) == 1 else paths[0].parent
-    print(f"data: {kind}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
-          f"{counts['successes']:,} of them reach the goal ({place})")
-    origin = files.recorded(paths[0]).get("origin", {})          # the URL, or what generated it
-    return dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin, sha256=checksum) | counts
+    print(f"data: {facts['kind']}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
+          f"{counts['successes']:,} of them reach the goal ({facts['path']})")
+    return dataset, facts | dict(sha256=checksum) | counts
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class DFP:
         batch: observations [B, O], actions [B, H, A], rewards [B] (discounted over the chunk), masks [B] (0 = the task
                terminated), next_observations [B, O] (after the chunk), valid [B, H] (0 = past the episode's end)
         noise: {"next": [B, N', D] for a', "generated": [B, G, D], "candidates": [B, N, D]}; drawn here when absent.
-               With it the update is a function of its arguments.
+               With it nothing in an update is random.
         losses: compiled forms of (self.critic_loss, self.actor_loss), where tools/speed has them.
         """
         phi_loss_of, theta_loss_of = losses or (self.critic_loss, self.actor_loss)

@@ -17,12 +17,12 @@ the rate of the velocity at its end, v(z_t, t). By the product rule this rate is
 
 The right side, taken without a gradient (sg), is the regression target for the left side. Two things in it need a word:
 
-  - du/dt follows the moving point: z changes with velocity v, t with velocity 1, and r stands still. So it is the
-    derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode differentiation, a JVP,
-    gives it in one pass.
-  - v(z_t, t) is the mean over all paths through z_t, and unknown. The velocity eps - a of the sampled path takes its
-    place, in du/dt too. A regression learns the mean of its targets over the paths. The target is linear in the
-    velocity, also by du/dt, which is the velocity times du/dz plus the change by t alone. So its mean has v in it.
+  - du/dt follows the moving point: z changes with velocity v, t with velocity 1, and r stands still. So it is
+    v ∂u/∂z + ∂u/∂t, the derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode
+    differentiation, a JVP, gives it in one pass.
+  - v(z_t, t) is unknown. It is the mean of eps - a over all paths through z_t. The sampled path's eps - a takes its
+    place, in du/dt too. A regression learns the mean of its targets, and the target is linear in v. So what it learns
+    has the mean velocity, v(z_t, t), in the place of v.
 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
@@ -59,7 +59,7 @@ def total_derivative(u, z: Tensor, r: Tensor, t: Tensor, v: Tensor) -> Tensor:
         return torch.func.jvp(at, (z, t), (v, torch.ones_like(t)))[1]
 
 
-def mean_flow(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def mean_flow_errors(u, action: Tensor, noise: Tensor, r: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors of L_MF and L_IVC by coordinate: action, noise [..., D], r <= t [..., 1] -> two [..., D]."""
     v = noise - action                                                                   # of the sampled path
     z_t, y = (1 - t) * action + t * noise, (1 - r) * action + r * noise
@@ -111,10 +111,10 @@ class MVP(DFP):
         return loss, {"mf_loss": mf_loss, "ivc_loss": ivc_loss, "actor_loss": loss}
 
     def errors(self, batch, targets, noise, times):
-        """mean_flow() for the targets [B, n, D] of each state, noise [B, n, D] and normals for the times [B, n, 2]."""
+        """mean_flow_errors() of each state: targets and noise [B, n, D], normals for the times [B, n, 2]."""
         obs = batch["observations"][:, None].expand(-1, targets.shape[1], -1)                       # [B, n, O]
         r, t = two_times(times, self.config.time_mean, self.config.time_std)                        # [B, n, 1]
-        return mean_flow(partial(self.actor.mean_velocity, obs), targets, noise, r, t)
+        return mean_flow_errors(partial(self.actor.mean_velocity, obs), targets, noise, r, t)
 
     def draw_noise(self, batch_size):
         return {"next": self.normal(batch_size, self.config.best_of),

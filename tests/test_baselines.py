@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from baselines.flow import BFN, FQL, euler, flow_loss
-from baselines.meanflow import MVP, MeanFlowActor, MVPTopK, mean_flow, total_derivative, two_times
+from baselines.meanflow import MVP, MeanFlowActor, MVPTopK, mean_flow_errors, total_derivative, two_times
 from config import METHODS, build
 from critic import Critic
 from dfp import DFP
@@ -125,10 +125,10 @@ def test_mean_flow_identity():
         return z * torch.where(t > r, -torch.expm1(-2 * (t - r)) / (t - r), 2.0) + wrong
     v = 2 * z                                              # a straight path that passes z at time t with this velocity:
     action, noise = z - t * v, z + (1 - t) * v
-    mf, ivc = mean_flow(u, action, noise, r, t)
+    mf, ivc = mean_flow_errors(u, action, noise, r, t)
     assert mf.max() < 1e-20
     assert torch.allclose(ivc, (2 * (action + r * v) - v).square())
-    assert mean_flow(partial(u, wrong=0.1), action, noise, r, t)[0].min() > 1e-3                # and no other u
+    assert mean_flow_errors(partial(u, wrong=0.1), action, noise, r, t)[0].min() > 1e-3                # and no other u
 
 
 def test_two_times():

@@ -10,7 +10,7 @@ import pytest
 import data
 import envs
 from config import UserError, build
-from tools.official import files
+from tools.official import fetch, files
 from tools.simulators import robosuite_setup
 
 
@@ -58,12 +58,12 @@ def test_robomimic_conventions(generated):
 @pytest.mark.parametrize("name", ["lift", "can", "square"])
 def test_shipped_demonstrations(name, tmp_path):
     """The preset quick takes them and writes nothing beside them; all 300 succeed within the horizon."""
-    path = data.SHIPPED / f"{name}.hdf5"
-    beside = sorted(data.SHIPPED.iterdir())
+    path = fetch.SHIPPED / f"{name}.hdf5"
+    beside = sorted(fetch.SHIPPED.iterdir())
     dataset, source = data.load(build(dict(task=name, preset="quick", data_dir=str(tmp_path))))
     assert source["kind"] == "generated" and source["path"] == str(path)
     assert source["episodes"] == source["successes"] == 300 and source["longest"] <= envs.find_task(name).horizon
-    assert sorted(data.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
+    assert sorted(fetch.SHIPPED.iterdir()) == beside and path.stat().st_size < 9e6
     with h5py.File(path) as file:
         operators = [demo.attrs["operator"] for demo in file["data"].values()]
         assert file["data/demo_299/states"].dtype == np.float64 and operators.count(operators[0]) >= 40
@@ -115,7 +115,7 @@ def test_auto_falls_back_loudly_official_insists(generated, monkeypatch, tmp_pat
     assert source["kind"] == "generated" and source["episodes"] == source["successes"] == 3
     assert "NO OFFICIAL DATA" in said and "unreachable" in said and "unreachable" in source["why"]
     shipped = data.load(build(dict(task="lift", data_dir=str(tmp_path))))[1]["path"]
-    assert shipped == str(data.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in capsys.readouterr().out
+    assert shipped == str(fetch.SHIPPED / "lift.hdf5") and "NO OFFICIAL DATA" in capsys.readouterr().out
     with pytest.raises(UserError, match="could not be obtained"):
         data.load(build(dict(task="lift", data="official", data_dir=str(folder))))
 

@@ -16,6 +16,7 @@ FLOORS = (["drift.py", "policy.py", "topk.py"], ["critic.py"], ["dfp.py"], ["bas
           ["buffer.py", "envs.py", "tools/training/command_line.py", "tools/training/files.py"],
           ["tools/official/", "tools/report/dataset.py", "tools/pictures/data.py"],
           ["tools/simulators/", "tools/speed/", "tools/pictures/film.py"], ["tools/standins/"],
+          ["tools/official/fetch.py"],
           ["data.py", "run.py", "tools/demos.py"], ["evaluate.py", "tools/export.py"],
           ["tools/training/", "tools/report/"], ["tools/pictures/", "tools/speed/seeds.py"],
           ["train_offline.py"], ["train_online.py"], ["tools/sweep.py", "tools/benchmark.py"])

@@ -1,7 +1,8 @@
-"""The official data sets: where they are, and how they come here in one piece.
-A file gets its final name when it has the announced length and has been read."""
+"""Where a run's data come from: a file of your own, the official sets, or stand-ins made in the simulator.
+A fetched file gets its final name when it has the announced length and has been read."""
 import errno
 import http.client
+import math
 import os
 import urllib.request
 from pathlib import Path
@@ -9,11 +10,56 @@ from pathlib import Path
 from tqdm import tqdm
 
 import envs
-from config import UserError
+from config import SOURCES, UserError
 from tools.checks import option_name
 from tools.official import files
 
+SHIPPED = Path(__file__).resolve().parents[2] / "standins"         # demonstrations of lift, can and square
+SHIPPED_SIZE = 300                                                 # ... of each
 
+
+def find(config, given, task: envs.Task, folder: Path, read) -> tuple[list[Path], dict]:
+    """The files that --data means -> (paths, what config.json says of their origin). read(path, task) raises for what
+    is broken. UserError where there are none, and for a knob given by hand that means nothing for them."""
+    kind, why, paths = choose(config, task, folder, read)
+    refuse_unread(config, given, kind, paths, task)
+    origin = files.recorded(paths[0]).get("origin", {})            # the URL, or what generated it
+    place = paths[0] if len(paths) == 1 else paths[0].parent
+    return paths, dict(kind=kind, why=why, path=str(place), files=[*map(str, paths)], origin=origin)
+
+
+def choose(config, task: envs.Task, folder: Path, read) -> tuple[str, str, list[Path]]:
+    """(kind, why these, paths). kind: official, generated or own-<name>."""
+    if config.data not in SOURCES:
+        return files.own_kind(config.data), "given with --data", [Path(config.data)]
+    if task.suite == "own":
+        raise UserError(f"{task.name} is a task of your own: name the file of its data with --data")
+    if config.data == "generated":
+        return "generated", "asked for with --data generated", stand_ins(config, task, folder)
+    count = math.ceil(config.data_size / 1_000_000)        # a file has 1M transitions: 3M need 3 files. 0: every file
+    most_bytes = 2e9 if config.data == "auto" else math.inf
+    paths, why_not = fetch(task, folder, max_bytes=most_bytes, count=count, read=read)
+    if paths:
+        return "official", "found or downloaded", paths
+    if config.data == "official":
+        raise UserError(f"the official data of {task.name} could not be obtained ({why_not}); "
+                        "--data generated makes a stand-in")
+    print(f"*** NO OFFICIAL DATA ({why_not}). Stand-ins from the simulator take their place; results are marked "
+          "so. ***")
+    return "generated", f"no official data: {why_not}", stand_ins(config, task, folder)
+
+
+def stand_ins(config, task: envs.Task, folder: Path) -> list[Path]:
+    """The shipped ones, or such as are made now."""
+    size = config.data_size or (SHIPPED_SIZE if task.suite == "robomimic" else 1_000_000)
+    if task.suite == "robomimic" and size == SHIPPED_SIZE:
+        return [SHIPPED / f"{task.name}.hdf5"]
+    from tools.standins.generate import generate           # late: a run that has its data needs no operators
+    share = config.goal_share if task.suite == "ogbench" else 0.0
+    return generate(task, size, folder / "generated", share, config.workers)
+
+
+# ------------------------------------------------------------------------------------------ the official sets
 def official(task: envs.Task) -> tuple[list[str], list[str], Path]:
     """(names of a task's official files, hosts to put before them, the folder that other projects keep them in)."""
     hub = "https://huggingface.co/datasets/{}/resolve/main/"
@@ -95,6 +141,7 @@ def fetch(task: envs.Task, folder: Path, max_bytes: float, count: int, read) -> 
     return [found[name] for name in names], ""
 
 
+# ------------------------------------------------------------------------------------------ knobs
 def refuse_unread(config, given: set[str], kind: str, paths: list[Path], task: envs.Task) -> None:
     """UserError for a knob that was given by hand and means nothing for these data."""
     unread = {"mix_size"} if len(paths) == 1 else set()

@@ -4,7 +4,7 @@ from functools import partial
 import torch
 
 from baselines.flow import FlowActor, euler, flow_loss
-from baselines.meanflow import MeanFlowActor, mean_flow, two_times
+from baselines.meanflow import MeanFlowActor, mean_flow_errors, two_times
 from tools.pictures.concepts import (
     BLUE, CORNERS, GREY, ORANGE, drift_towards, four_modes, plt, save, square, state, train)
 
@@ -45,7 +45,7 @@ def meanflow() -> None:
         return actor.mean_velocity(state(len(z)), z, r, t)
 
     def loss():
-        mf, ivc = mean_flow(u, data(256), torch.randn(256, 1), *two_times(torch.randn(256, 2), -0.4, 1.0))
+        mf, ivc = mean_flow_errors(u, data(256), torch.randn(256, 1), *two_times(torch.randn(256, 2), -0.4, 1.0))
         return (mf + ivc).mean()
     train(actor, loss, 2000)
     noise, one, steps = torch.randn(2000, 1), torch.ones(2000, 1), 50
