@@ -18,7 +18,7 @@ PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 
 
 class Method(NamedTuple):
-    family: str       # methods of one family have the same stage 1, if the knobs that it reads are equal
+    family: str       # runs of one family share a stage 1, where they agree in the knobs that stage 1 reads
     path: str         # module and class
     values: dict      # knobs of its own, as App. A.2 has them
 
@@ -128,8 +128,8 @@ TASKS = [*ROBOMIMIC, *CUBES, *(t for t in OFFLINE_RL if t not in CUBES)]       #
 
 
 # Where a task departs from the defaults above. Table 5 and App. A.2 tell of Robomimic and of two to four cubes, not of
-# one cube, scene and puzzles. There lambda, h, N and K are Table 8's, alpha is from FQL's README, N' and MVP's weight
-# are as with two cubes.
+# one cube, scene and puzzles. For these lambda, h, N and K are Table 8's, alpha is from FQL's README, N' and MVP's
+# weight are as with two cubes.
 TASK_VALUES = {
     "lift": {}, "can": {}, "square": {},
     "cube-single":    dict(temperatures=(0.05,), top_k=8, best_of=16, distill_weight=300.0, topk_weight=0.45),

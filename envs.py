@@ -10,7 +10,7 @@ What all tasks share:
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
                  It is of the state *after* the step. In OGBench's *data* it is of the state *before* it: ogbench
-                 labels them so, and the released code takes them so.
+                 labels them so. So D has both kinds there, one step apart, as in the released code.
 """
 import os
 import warnings

@@ -41,7 +41,7 @@ def online_stage(run: Run) -> None:
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:                    # numbered on from stage 1. Ctrl-C saves, and ends the script.
             # play() sends a chunk off and returns at once: the simulator plays it while updates run. outcome() waits
-            # until the chunk's next action has been played.
+            # until the chunk's next action has been played. So every number is as if the two took turns.
 
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:

@@ -8,7 +8,7 @@ Many paths cross in one point, and v learns their mean. So curves that follow v 
 
     x_0 = eps,   x_{i+1} = x_i + v(s, x_i, i/n) / n,   a = clip(x_n) = clip(flow_n(s, eps))       n = 10 Euler steps
 
-BFN  behaviour alone, and the critic chooses: the best of N samples acts and bootstraps, as in DFP.
+BFN  behaviour alone, and the critic chooses: the best of N' samples acts and bootstraps, as in DFP.
 FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu beside that teacher:
 
     L = L_flow + alpha E || mu(s, eps) - sg clip(flow_n(s, eps)) ||^2 - E[Q(s, clip mu(s, eps))]
@@ -82,7 +82,7 @@ class DistilledActor(FlowActor):
 
 
 class BFN(DFP):
-    """BFN, QC-BFN: flow matching on the data, best of N by the critic. See dfp.DFP for the interface.
+    """BFN, QC-BFN: flow matching on the data, best of N' by the critic. See dfp.DFP for the interface.
 
     noise of update(): {"next": [B, N', D], "path": [B, D], "time": [B, 1] in [0, 1]}.
     """

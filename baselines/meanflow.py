@@ -26,12 +26,12 @@ The right side, taken without a gradient (sg), is the regression target for the 
 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
-MVP (Zhan et al., arXiv 2602.13810). At r = t the identity says u = v, and longer stretches are learned from shorter
-ones. Random times are never equal, so MVP adds a loss for that case, the instantaneous velocity constraint (IVC):
+MVP (Zhan et al., arXiv 2602.13810). At r = t the identity says u = v, which all longer stretches build on. Two random
+times are never equal. So MVP adds a loss for that case, the instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(y, r, r) - (eps - a) ||^2,   y = (1 - r) a + r eps,       L_BC = L_MF + w L_IVC
 
-MVP       L_BC on the data, and the critic chooses: the best of N samples acts and bootstraps.
+MVP       L_BC on the data, and the critic chooses: the best of N' samples acts and bootstraps.
 MVPTopK   the ablation of Table 2: online, DFP's positives P_K(s) (Eq. 15) are regression targets too.
 
     python -m tools.pictures meanflow        instantaneous and mean velocity of a flow in one dimension
