@@ -143,7 +143,7 @@ TASK_VALUES = {
 
 
 def task_values(task: str) -> dict:
-    """Of cube-double-task3: those of cube-double. A task of your own has them too."""
+    """Of cube-double-task3: those of cube-double. A task of your own has these too, unless you give other ones."""
     return TASK_VALUES.get(task.rpartition("-task")[0] or task, TASK_VALUES["cube-double"])
 
 

@@ -115,16 +115,15 @@ def load(config, given=frozenset()) -> tuple[dict, dict]:
     """
     task, folder = envs.find_task(config.task), Path(config.data_dir or "data")
     with one_at_a_time(folder):          # a lock: of two runs that start together one fetches, the other waits for it
-        # The reader is for downloads: one that it cannot read counts as failed.
+        # find() tries the reader on each download: a file that it cannot read counts as not downloaded.
         paths, facts = fetch.find(config, given, task, folder, READERS[task.suite])
         if len(paths) == 1:
             checksum = files.checksum(paths[0], task)            # refuses a file that changed since it came here
             dataset = read(paths[0], task)
             counts = files.count(dataset["terminals"], dataset["masks"] == 0)
         else:
-            # They may not fit into memory: tools/official/shards.py makes one array on disk of them. `label` is for the
-            # rewards of the environment's other tasks, which it stores beside this one's.
-            dataset, checksum, counts = shards.load(paths, folder, task, read, label)
+            # They may not fit into memory. shards.load() calls read() for each, and makes one array on disk of all.
+            dataset, checksum, counts = shards.load(paths, folder, task, read)
     print(f"data: {facts['kind']}, {counts['transitions']:,} transitions, {counts['episodes']:,} episodes, "
           f"{counts['successes']:,} of them reach the goal ({facts['path']})")
     return dataset, facts | dict(sha256=checksum) | counts

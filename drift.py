@@ -64,10 +64,9 @@ def drift_loss(
     negatives  [B, M, D]  further samples to move away from, or None
     temperatures          kernel widths (R in Deng et al., h in Table 5) as shares of the batch's mean distance; their
                           forces are added. A small one sharpens, a large one reaches samples that are still far away.
-                          Where samples lie closer to each other than to the positives, by many kernel widths, every
-                          positive falls to the floor of step 3. Then all attract alike, and samples may collapse onto
-                          their mean. Among hundreds of positives, add a temperature of 1 or more. DFP has 1 to 16,
-                          close to each other, and needs none.
+                          Where samples lie closer to each other than to the positives, by many kernel widths, all
+                          positives attract alike (step 3), and samples may collapse onto their mean. For hundreds of
+                          positives add a temperature of 1 or more. The 1 to 16 positives of DFP need none such.
     mask       [B, D]     0 or 1; where it is 0, x and y are set to 0 before anything else. DFP does so for chunk steps
                           past an episode's end.
     *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; weights that are all zero give NaN. DFP has no use for
@@ -127,7 +126,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     # loss does not depend on the scale of actions.
     distance = distance / scale.clamp_min(1e-3)
     unit = (scale / D**0.5).clamp_min(1e-3)
-    # A sample's own copy, at distance 0, would take nearly all the weight. 100 units push it out of both softmaxes.
+    # A sample's own copy, at distance 0, would take nearly all the weight. With 100 added it drops out of both softmaxes.
     distance = distance + 100.0 * torch.eye(G, targets.shape[1], dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []
@@ -136,7 +135,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
         # 3. Affinity: the square root of two softmaxes' product. Over targets: which of them a sample attends to. Over
         # samples: a target that is close to one sample attracts the others less. The floor 1e-6 leaves every pair an
         # affinity of 1e-3, so a sample far from all data is still attracted. It lifts self-pairs too, which the
-        # 100 units had brought to 0. They move nothing, as their offset is 0, but count in the sums of step 4.
+        # 100 above had brought to 0. They move nothing, as their offset is 0, but count in the sums of step 4.
         affinity = (logits.softmax(dim=2) * logits.softmax(dim=1)).clamp_min(1e-6).sqrt() * weight  # [B, G, T]
         # 4. The force: attraction minus repulsion.
         f = (_coefficients(affinity, num_negatives)[..., None] * offset).sum(2) / unit              # [B, G, D]

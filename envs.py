@@ -9,8 +9,8 @@ What all tasks share:
     truncated    the time limit: the world would go on, so the critic keeps bootstrapping (mask 1).
     success      info["success"], true at the step that reaches the goal.
     reward       Robomimic: 0 at success, -1 before (its sparse 0/1 minus 1); OGBench: -(conditions of the goal unmet).
-                 It is of the state *after* the step. In OGBench's *data* it is of the state *before* it: ogbench
-                 labels them so. So D has both kinds there, one step apart, as in the released code.
+                 It is of the state *after* the step. In OGBench's *data* it is of the state *before* it, as ogbench
+                 labels them. The authors train on both together all the same, and so do we.
 """
 import os
 import warnings

@@ -76,7 +76,8 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
     with prepare(config, given) as run:
         write_config(run)
         if run.stage == "offline":
-            if not take_offline(run):                # stage 1 of this run, or an equal one of another run
+            # Stage 1 of this run, or one with equal settings of another run. After a change of code take a new --out.
+            if not take_offline(run):
                 offline_stage(run)
             run.start_online()
         online_stage(run)

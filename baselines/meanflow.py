@@ -21,8 +21,8 @@ The right side, taken without a gradient (sg), is the regression target for the 
     v ∂u/∂z + ∂u/∂t, the derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode
     differentiation, a JVP, gives it in one pass.
   - v(z_t, t) is unknown. It is the mean of eps - a over all paths through z_t. The sampled path's eps - a takes its
-    place, in du/dt too. A regression learns the mean of its targets, and the target is linear in v. So what it learns
-    has the mean velocity, v(z_t, t), in the place of v.
+    place, in du/dt too. A regression learns the mean of its targets over these paths. The target is linear in v, as
+    du/dt is. So this mean is the target with the mean velocity, v(z_t, t), in it.
 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 

@@ -41,7 +41,7 @@ def write(folder, lengths, first=0):
 
 
 def open_set(paths, folder, task=CUBE, read=data.read):
-    dataset, _, counts = shards.load(paths, folder, task, read, data.label)
+    dataset, _, counts = shards.load(paths, folder, task, read)
     return dataset, counts
 
 
@@ -215,7 +215,7 @@ paths = sorted(Path({folder!r}).glob("*.npz"))
 task = envs.find_task("cube-single-task2")
 data.simulator_of(task).reset()                # has memory of its own
 begin = anonymous()
-dataset, _, counts = shards.load(paths, Path({folder!r}).parent, task, data.read, data.label)
+dataset, _, counts = shards.load(paths, Path({folder!r}).parent, task, data.read)
 made = anonymous()
 buffer, generator = shards.ShardBuffer(dataset, 0, 5, 0.99), torch.Generator().manual_seed(0)
 opened = anonymous()

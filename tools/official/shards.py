@@ -25,10 +25,9 @@ from tools.official import files
 from tools.training.files import write_json
 
 
-def load(paths: list[Path], folder: Path, task: envs.Task, read, label) -> tuple[dict, str, dict]:
+def load(paths: list[Path], folder: Path, task: envs.Task, read) -> tuple[dict, str, dict]:
     """The arrays of a set of files -> (what ShardBuffer takes, checksum of the files, counts). Missing files are
-    appended, each whole or not at all; where one has changed all are made anew. For read(path, task) and
-    label(rows, task) see data.py."""
+    appended, each whole or not at all; where one has changed all are made anew. read: data.read."""
     place = folder / "maps" / paths[0].parent.name
     tasks = [other.name for other in envs.TABLE.values() if other.source == task.source]     # only their rewards differ
     index = dict(tasks=tasks, columns=[task.obs_dim, task.action_dim, 1, len(tasks)], files=[])
@@ -42,7 +41,7 @@ def load(paths: list[Path], folder: Path, task: envs.Task, read, label) -> tuple
     missing = paths[len(index["files"]):]
     for path in tqdm(missing, desc=f"making arrays of {place.name}", unit="file", disable=not missing):
         about = dict(file=path.name, stamp=stamp(path), sha256=files.checksum(path, task))
-        index["files"].append(about | append(place, index, path, read, label))
+        index["files"].append(about | append(place, index, path, read))
         write_json(place / "index.json", index)
     used, which = index["files"][: len(paths)], tasks.index(task.name)
     counts = {name: sum(entry[name] for entry in used) for name in ("transitions", "episodes")}
@@ -65,12 +64,11 @@ def sizes(index: dict) -> dict:
     return {"rows.f32": 4 * rows * width, "ends.f32": 4 * episodes * obs_dim, "lasts.i64": 8 * episodes}
 
 
-def append(place: Path, index: dict, path: Path, read, label) -> dict:
+def append(place: Path, index: dict, path: Path, read) -> dict:
     """One file at the end of the arrays -> its counts."""
-    tasks = [envs.find_task(name) for name in index["tasks"]]
-    dataset, play = read(path, tasks[0]), files.read_play(path, tasks[0])
-    others = [label(play, task)[0][play["terminals"] == 0] for task in tasks[1:]]
-    terminals, rewards = dataset["terminals"], np.stack([dataset["rewards"], *others], axis=1)      # [n], [n, tasks]
+    dataset, *others = (read(path, envs.find_task(name)) for name in index["tasks"])
+    rewards = np.stack([dataset["rewards"], *(other["rewards"] for other in others)], axis=1)       # [n, tasks]
+    terminals = dataset["terminals"]
     lasts, before = np.flatnonzero(terminals), sum(entry["transitions"] for entry in index["files"])
     rows = np.concatenate([dataset["observations"], dataset["actions"], terminals[:, None], rewards], axis=1)
     arrays = {"rows.f32": rows, "ends.f32": dataset["next_observations"][lasts], "lasts.i64": before + lasts}
