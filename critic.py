@@ -6,9 +6,9 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
 
 m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk that reaches past the
 episode's end takes no part (`valid` in td_loss). Say an episode succeeds at step 100 and H = 5: the last chunk to count
-is that of steps 96 to 100, and its m is 0. The H-step return needs no correction although the data are
-off-policy: Q is asked about exactly the chunk that was executed (Li et al., "Q-chunking", arXiv 2507.07969). The paper
-writes a' ~ pi_theta; here, as in the released code, a' is the best of N' samples, see topk.py.
+is that of steps 96 to 100, and its m is 0. The H-step return needs no correction although the data are off-policy: Q
+is asked about exactly the H actions that were taken, as if they had been one chunk (Li et al., "Q-chunking", arXiv
+2507.07969). The paper writes a' ~ pi_theta; here, as in the released code, a' is the best of N' samples, see topk.py.
 
 Table 5: an ensemble of 2, aggregated by its mean (not the minimum), MLP 4 x 512 with LayerNorm, target rate 5e-3.
 

@@ -49,11 +49,11 @@ def drift_field(x: Tensor, positives: Tensor, negatives: Tensor, *, bandwidth: f
 def drift_loss(
     generated: Tensor,
     positives: Tensor,
-    negatives: Tensor | None = None,
+    negatives: Tensor | None = None,                       # not used by DFP
     *,
     temperatures: tuple[float, ...] = (0.1,),
     mask: Tensor | None = None,
-    generated_weight: Tensor | None = None,
+    generated_weight: Tensor | None = None,                # these three neither
     positive_weight: Tensor | None = None,
     negative_weight: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,13 +64,12 @@ def drift_loss(
     negatives  [B, M, D]  further samples to move away from, or None
     temperatures          kernel widths (R in Deng et al., h in Table 5) as shares of the batch's mean distance; their
                           forces are added. A small one sharpens, a large one reaches samples that are still far away.
-                          Where samples lie closer to each other than to the positives, by many kernel widths, all
-                          positives attract alike (step 3), and samples may collapse onto their mean. For hundreds of
-                          positives add a temperature of 1 or more. The 1 to 16 positives of DFP need none such.
+                          Where the other samples are nearer than all positives by some 14 kernel widths, the positives
+                          fall to the floor of step 3. They pull equally then, towards their mean, and samples may
+                          collapse there. For hundreds of positives a state, add a temperature of 1 or more.
     mask       [B, D]     0 or 1; where it is 0, x and y are set to 0 before anything else. DFP does so for chunk steps
                           past an episode's end.
-    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; weights that are all zero give NaN. DFP has no use for
-               weights, nor for further negatives.
+    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; weights that are all zero give NaN
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
     and "force_rms_<R>", the root mean square of each temperature's force before it is normalised. Raises ValueError

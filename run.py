@@ -4,7 +4,7 @@
         config.json      every knob, versions, git commit, data source and checksum, machine
         train.csv        losses and diagnostics: step, stage, then by name
         eval.csv         step, stage, success, episodes, length, return, seconds
-        evaluate.csv     by evaluate.py: the same, but for seconds, and best_of
+        evaluate.csv     by evaluate.py: these columns without seconds, and best_of
         offline.pt       the end of stage 1; runs that differ in stage 2 alone start from it too
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
         online.f32       the transitions seen online; a checkpoint only tells how many of them are its own

@@ -41,7 +41,8 @@ def online_stage(run: Run) -> None:
     with world, Stage(run, "online", last, world) as stage:              # bar, tables, evaluations, checkpoints, Ctrl-C
         for step in stage.steps:                    # numbered on from stage 1. Ctrl-C saves, and ends the script.
             # play() sends a chunk off and returns at once: the simulator plays it while updates run. outcome() waits
-            # until the chunk's next action has been played. So every number is as if the two took turns.
+            # until the chunk's next action has been played. The chunk is fixed before these updates, so every number is
+            # as if simulator and updates took turns.
 
             # Line 1. The policy acts: the best of N' chunks by Q_phi, executed open loop, one action a step.
             if not world.playing:
@@ -76,7 +77,8 @@ def both_stages(config: Config, given: set[str]) -> Path | list[Path]:
     with prepare(config, given) as run:
         write_config(run)
         if run.stage == "offline":
-            # Stage 1 of this run, or one with equal settings of another run. After a change of code take a new --out.
+            # Stage 1 of this run, or one with equal settings of another run. Nothing tells that code has changed since:
+            # then take a new --out.
             if not take_offline(run):
                 offline_stage(run)
             run.start_online()

@@ -20,9 +20,10 @@ The right side, taken without a gradient (sg), is the regression target for the 
   - du/dt follows the moving point: z changes with velocity v, t with velocity 1, and r stands still. So it is
     v ∂u/∂z + ∂u/∂t, the derivative of the network in the direction (v, 0, 1) of its inputs (z, r, t). Forward-mode
     differentiation, a JVP, gives it in one pass.
-  - v(z_t, t) is unknown. It is the mean of eps - a over all paths through z_t. The sampled path's eps - a takes its
-    place, in du/dt too. A regression learns the mean of its targets over these paths. The target is linear in v, as
-    du/dt is. So this mean is the target with the mean velocity, v(z_t, t), in it.
+  - v(z_t, t) = E[eps - a | z_t], over all paths through z_t, is unknown. The sampled path's eps - a takes its place,
+    also in du/dt. On average this is right: a regression learns E[target | z_t], and the target is linear in eps - a:
+
+        E[target | z_t] = v - (t - r) (v ∂u/∂z + ∂u/∂t)   with v = v(z_t, t)
 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
