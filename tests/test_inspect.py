@@ -1,4 +1,5 @@
 """What `python data.py` tells about a set, and whether replaying it finds what does not fit."""
+import contextlib
 import copy
 import shutil
 
@@ -10,7 +11,7 @@ import data
 import envs
 from config import UserError, build
 from tools.official import files
-from tools.pictures.data import draw
+from tools.pictures.data import draw, places
 from tools.report import dataset as check
 from tools.simulators import robosuite_setup
 from tools.standins import generate
@@ -55,6 +56,15 @@ def test_words_and_picture(generated, tmp_path):
     assert "lift: generated data" in text and "3 episodes reach the goal (100.0%)" in text
     assert "goal_share 0.3" in text and "'mujoco': '" in text and "actions    -" in text
     assert f"generator {generate.VERSION}, seed 3000000000" in text and "lift-operators" in text
+
+
+@pytest.mark.parametrize("name, body", [("lift", "cube"), ("can", "Can"), ("square", "SquareNut")])
+def test_the_picture_knows_where_hand_and_object_are(name, body):
+    with contextlib.closing(envs.make(name)) as env:
+        obs, at = env.reset(seed=0)[0], places(envs.find_task(name))
+        raw = env.sim._get_observations()
+    assert np.allclose(obs[at["hand"] :][:3], raw["robot0_eef_pos"])
+    assert np.allclose(obs[at["object"] :][:3], raw[f"{body}_pos"])
 
 
 def test_check_needs_an_episode():

@@ -7,9 +7,16 @@ from matplotlib.figure import Figure
 import envs
 from tools.official import files
 
-# Where hand and object stand in an observation. Robomimic: envs.OBS_KEYS. OGBench: joints 12, hand 3, yaw 2, fingers 2,
-# then the object, which puzzles lack.
-PLACES = {"robomimic": dict(hand=0, object=9), "ogbench": dict(hand=12, object=19), "own": {}}
+COLORS = dict(hand="#1f77b4", object="#d62728")
+
+
+def places(task: envs.Task) -> dict[str, int]:
+    """Where hand and object stand in an observation: {"hand": index of x, "object": ...}."""
+    if task.suite == "robomimic":                # hand 3 + 4, fingers 2; can and nut first as seen from the hand, 3 + 4
+        return dict(hand=0, object=9 if task.name == "lift" else 16)
+    if task.suite == "ogbench":                  # joints 12, hand 3, yaw 2, fingers 2; puzzles have no object
+        return dict(hand=12) if task.source.startswith("puzzle") else dict(hand=12, object=19)
+    return {}
 
 
 def draw(task: envs.Task, dataset: dict, facts: dict, folder: Path, episodes: int = 30) -> Path:
@@ -23,10 +30,9 @@ def draw(task: envs.Task, dataset: dict, facts: dict, folder: Path, episodes: in
     histogram.set(xlabel="steps", ylabel="episodes", title=f"{task.name}, {facts['kind']}: {len(lengths):,} episodes")
     for i in files.spaced(np.arange(len(lengths)), episodes):
         rows = observations[ends[i] - lengths[i] : ends[i]]
-        for (what, at), color in zip(PLACES[task.suite].items(), ("#1f77b4", "#d62728")):
-            if what == "hand" or not task.source.startswith("puzzle"):
-                above.plot(rows[:, at], rows[:, at + 1], color=color, lw=0.7, alpha=0.6)
-                side.plot(rows[:, at], rows[:, at + 2], color=color, lw=0.7, alpha=0.6)
+        for what, at in places(task).items():
+            above.plot(rows[:, at], rows[:, at + 1], color=COLORS[what], lw=0.7, alpha=0.6)
+            side.plot(rows[:, at], rows[:, at + 2], color=COLORS[what], lw=0.7, alpha=0.6)
     above.set(xlabel="x", ylabel="y", title="hand (blue) and object (red) from above", aspect="equal")
     side.set(xlabel="x", ylabel="z", title="from the side", aspect="equal")
     path = folder / f"data-{task.name}.png"
