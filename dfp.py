@@ -57,7 +57,8 @@ class DFP:
 
     def start_online(self) -> None:
         """Stage 2 begins: pi_old starts as a copy of pi_theta. Adam's moments are kept, as in the released code."""
-        self.actor_old.load_state_dict(self.actor.state_dict())
+        if not self.config.use_ema:                              # then it is an average of pi_theta already
+            self.actor_old.load_state_dict(self.actor.state_dict())
         self.improving = True
 
     # ------------------------------------------------------------------------------------------ one step of Alg. 1
@@ -88,7 +89,7 @@ class DFP:
         # Averages first, optimiser second: like the released code, both averages read the parameters from *before*
         # this step. The lag of one step is harmless. It is kept so that whole updates compare number for number.
         move_towards(self.critic_target, self.critic, self.config.target_rate)
-        if self.improving:
+        if self.improving or self.config.use_ema:
             move_towards(self.actor_old, self.actor, self.config.ema_rate)       # line 7
         self.optimizer.step()                                                    # lines 5 and 6: theta and phi move
 
@@ -149,15 +150,22 @@ class DFP:
             return top_k_actions(candidates, self.critic.value(obs, candidates), self.config.top_k)
 
     # ------------------------------------------------------------------------------------------ acting
+    @property
+    def acting(self) -> torch.nn.Module:
+        """pi_theta, as in Algorithm 1; with use_ema pi_old. Drifting never comes to rest (see drift_loss), so at a
+        constant learning rate theta wanders, and an average of it imitates and acts better (docs/results.md)."""
+        return self.actor_old if self.config.use_ema else self.actor
+
     @torch.no_grad()
-    def choose(self, obs: Tensor, noise: Tensor) -> Tensor:
-        """Line 1, and a' of Eq. 1: the best of N' samples of pi_theta by Q_phi.
+    def choose(self, obs: Tensor, noise: Tensor, actor: torch.nn.Module | None = None) -> Tensor:
+        """Line 1, and a' of Eq. 1: the best of N' samples of pi_theta, or of another actor, by Q_phi.
 
         obs [B, O], noise [B, N', D] -> [B, D]"""
+        actor = actor or self.actor
         if noise.shape[1] == 1:                                    # nothing to choose between: the critic is not asked
-            return sample(self.actor, obs, noise)[:, 0]
+            return sample(actor, obs, noise)[:, 0]
         with self.candidate_precision():
-            candidates = sample(self.actor, obs, noise)
+            candidates = sample(actor, obs, noise)
             return best_action(candidates, self.critic.value(obs, candidates))
 
     def act(self, obs, generator=None, best_of: int | None = None) -> Tensor:
@@ -171,7 +179,7 @@ class DFP:
             raise ValueError(f"obs must be finite numbers [n, {self.obs_dim}], not {list(obs.shape)}: {obs}")
         obs = obs.to(self.device)
         noise = self.acting_noise(len(obs), generator, best_of or self.config.best_of)
-        return self.choose(obs, noise).unflatten(1, (self.chunk, self.action_dim))
+        return self.choose(obs, noise, self.acting).unflatten(1, (self.chunk, self.action_dim))
 
     def acting_noise(self, n: int, generator, best_of: int) -> Tensor:
         """Noise for act(): [n, N', D]. Drawn on the CPU, so that every device plays the same episodes."""

@@ -27,8 +27,6 @@ from dfp import DFP
 from tools.speed.fast import bf16_pays
 from tools.training.files import load_networks, read_config, read_newest
 
-ACTING = ("actor", "critic")         # the networks that choose an action
-
 
 @dataclasses.dataclass
 class Run:
@@ -73,10 +71,15 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
     state = newest(folder)
     task = envs.find_task(config.task)
     policy = algorithm(config, task.obs_dim, task.action_dim, device)
-    # An exported policy holds ACTING alone; here the other networks, which only training needs, stay untrained.
-    load_networks(policy, state, folder, ACTING if is_exported(folder) else None)
+    # An exported policy holds what acts alone; here the other networks, which only training needs, stay untrained.
+    load_networks(policy, state, folder, acting(config) if is_exported(folder) else None)
     policy.step, policy.stage = state["step"], state.get("stage", "offline")       # offline.pt has no stage
     return policy
+
+
+def acting(config: Config) -> tuple[str, str]:
+    """The networks that choose an action."""
+    return "actor_old" if config.use_ema else "actor", "critic"
 
 
 def newest(folder: Path) -> dict:

@@ -1,4 +1,5 @@
 """Algorithm 1 as a whole: what depends on what, acting, stages, precision. (All methods alike: test_baselines.py.)"""
+import copy
 from types import SimpleNamespace
 from unittest import mock
 
@@ -55,6 +56,27 @@ def test_act_best_of_and_generators():
         return [torch.Generator().manual_seed(i) for i in rows]
     # one generator a row: a row's action does not depend on its neighbours
     assert torch.allclose(algo.act(obs, generators(range(8)))[5:6], algo.act(obs[5:6], generators([5])), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["dfp", "qc-fql", "mvp"])
+def test_use_ema_lets_the_average_act_and_changes_no_training(method):
+    algo, usual = make(method, use_ema=True, ema_rate=0.25), make(method)
+    average, obs = copy.deepcopy(algo.actor), make_batch()["observations"]
+    noise = torch.randn(B, 1, 5 * A, generator=torch.Generator().manual_seed(3))
+    for _ in ("offline", "online"):
+        for i in range(3):
+            for mean, weight in zip(average.parameters(), algo.actor.parameters()):
+                mean.data.lerp_(weight.data, 0.25)                         # as they are before the step
+            algo.update(make_batch(i))
+            usual.update(make_batch(i))
+        assert all(torch.allclose(p, q) for p, q in zip(algo.actor_old.parameters(), average.parameters()))
+        acted = algo.act(obs, torch.Generator().manual_seed(3), best_of=1).flatten(1)
+        assert torch.equal(acted, sample(algo.actor_old, obs, noise)[:, 0])
+        assert torch.equal(algo.choose(obs, noise), sample(algo.actor, obs, noise)[:, 0])                 # a' of Eq. 1
+        if not algo.improving:
+            assert equal(algo.actor, usual.actor) and not equal(algo.actor, algo.actor_old)
+        algo.start_online()
+        usual.start_online()
 
 
 def test_top_k():

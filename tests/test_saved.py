@@ -206,7 +206,7 @@ def test_a_broken_newest_checkpoint_is_set_aside(folder, capsys):
 
 def test_a_stage_1_that_is_damaged_or_anothers_is_left_out(folder, capsys):
     path, good = folder / "offline.pt", plain(files.read_state(folder / "offline.pt")["algorithm"])
-    for changes in (dict(offline_steps=4), dict(lr=1.0), dict(seed=1), dict(data="1"), dict(method="mvp")):
+    for changes in (dict(offline_steps=4), dict(lr=1.0), dict(seed=1), dict(data="1"), dict(method="mvp"), dict(use_ema=True)):
         assert not saving.take_offline(made(folder, **changes))
     assert saving.take_offline(made(folder, ema_rate=0.5, online_steps=99))    # which stage 1 does not read
     for content in damaged(path.read_bytes()):
@@ -252,11 +252,12 @@ def test_damaged_records_are_refused(folder):
         assert "not a run's folder: its config.json cannot be read" in loaded(folder)
 
 
-def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch, use_ema):
     def chunks(where):
         return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
     record = json.loads((folder / "config.json").read_text())
-    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path))        # places of this machine
+    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path), use_ema=use_ema)     # places of this machine
     (folder / "config.json").write_text(json.dumps(record))
     alone, before = tmp_path / "policies" / "lift", contents(folder)
     monkeypatch.setattr("sys.argv", ["export", str(folder), str(alone)])

@@ -37,10 +37,10 @@ DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
 FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
 TOPK = (*DRIFT, "mvp-topk")
 READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + MVP,
-           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
+           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK,
            "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
 # Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
-STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "mix_size")
+STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "use_ema", "mix_size")
 # These change how long a run is, what is told of it and how fast it is. They may be others when it is resumed.
 MAY_DIFFER = ("preset", "seeds", "offline_steps", "online_steps", "data", "data_dir", "data_device", "eval_every",
               "eval_episodes", "final_episodes", "log_every", "device", "compile", "workers", "threads", "out",

@@ -24,7 +24,7 @@ def export(folder: str | Path, to: str | Path) -> None:
                                  resume=False)
     counts = {name: record["data"].get(name) for name in ("kind", "sha256", "transitions", "episodes")}
     to.mkdir(parents=True, exist_ok=True)
-    networks = {name: state["algorithm"][name] for name in run.ACTING}
+    networks = {name: state["algorithm"][name] for name in run.acting(config)}
     save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
     record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
     write_json(to / "config.json", record)

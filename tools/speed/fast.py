@@ -3,6 +3,8 @@
     update = fast_update(algo, buffer)       update(starts) = algo.update(buffer.chunks(starts))
     act = fast_act(algo)                     act(obs, generator) = algo.act(obs, generator)
 """
+from functools import partial
+
 import torch
 
 from tools.training.files import say_once
@@ -95,7 +97,7 @@ def fast_act(algo):
     if not algo.config.compile or algo.device.type != "cuda":
         return algo.act
     from tools.speed.graph import Graph
-    choose = Graph(algo.choose)
+    choose = Graph(partial(algo.choose, actor=algo.acting))
 
     def act(obs, generator=None):
         obs = torch.as_tensor(obs, dtype=torch.float32, device=algo.device)
