@@ -153,7 +153,7 @@ class DFP:
     @property
     def acting(self) -> torch.nn.Module:
         """pi_theta, as in Algorithm 1; with use_ema pi_old. Drifting never comes to rest (see drift_loss), so at a
-        constant learning rate theta wanders. Its average over some 1 / ema_rate updates acts better (docs/results.md)."""
+        constant learning rate theta wanders. Its average of 1 / ema_rate updates acts better (docs/results.md)."""
         return self.actor_old if self.config.use_ema else self.actor
 
     @torch.no_grad()
