@@ -80,7 +80,7 @@ class Config:
     top_k: int = knob(2, "K: candidates kept as positives (Table 5, by task)")
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5, by task)")
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)")
-    use_ema: bool = knob(False, "pi_old acts in place of pi_theta, and follows it in stage 1 too (not in the paper)")
+    use_ema: bool = knob(False, "pi_old acts in place of pi_theta, and averages it in stage 1 too (not in the paper)")
 
     # ---- the baselines (baselines/; App. A.2)
     flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)")

@@ -22,6 +22,8 @@ from drift import drift_loss
 from policy import Actor, sample
 from topk import best_action, top_k_actions
 
+ACTING_RATE = 1e-3     # with use_ema: an average of some 1,000 updates acts, until line 7 sets a slower pace
+
 
 class DFP:
     """The algorithm with its four networks, optimiser and noise. See update() for the batch.
@@ -89,8 +91,10 @@ class DFP:
         # Averages first, optimiser second: like the released code, both averages read the parameters from *before*
         # this step. The lag of one step is harmless. It is kept so that whole updates compare number for number.
         move_towards(self.critic_target, self.critic, self.config.target_rate)
-        if self.improving or self.config.use_ema:
+        if self.improving:
             move_towards(self.actor_old, self.actor, self.config.ema_rate)       # line 7
+        elif self.config.use_ema:
+            move_towards(self.actor_old, self.actor, ACTING_RATE)
         self.optimizer.step()                                                    # lines 5 and 6: theta and phi move
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -153,7 +157,7 @@ class DFP:
     @property
     def acting(self) -> torch.nn.Module:
         """pi_theta, as in Algorithm 1; with use_ema pi_old. Drifting never comes to rest (see drift_loss), so at a
-        constant learning rate theta wanders. Its average of 1 / ema_rate updates acts better (docs/results.md)."""
+        constant learning rate theta wanders. An average of it acts better (docs/results.md)."""
         return self.actor_old if self.config.use_ema else self.actor
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ DRIFT, MVP = ("dfp", "dfp-no-topk"), ("mvp", "mvp-topk")
 FLOW, FQL = ("bfn", "qc-bfn", "fql", "qc-fql"), ("fql", "qc-fql")
 TOPK = (*DRIFT, "mvp-topk")
 READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + MVP,
-           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK,
+           "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
            "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
 # Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
 STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "use_ema", "mix_size")

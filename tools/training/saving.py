@@ -147,7 +147,7 @@ def save_offline(run: Run) -> None:
 def stage1_knobs(config: Config) -> dict:
     """What a stage 1 depends on, for reuse by siblings: not the method's name, but its family and its knobs."""
     also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if config.topk_offline else ()
-    also += ("use_ema", "ema_rate") if config.use_ema else ()
+    also += ("use_ema",) if config.use_ema else ()
     return {"family": METHODS[config.method].family} | {
         f.name: config.plain()[f.name] for f in dataclasses.fields(config)
         if f.name not in MAY_DIFFER + STAGE_2 or f.name in also}
