@@ -66,9 +66,10 @@ def sizes(index: dict) -> dict:
 
 def append(place: Path, index: dict, path: Path, read) -> dict:
     """One file at the end of the arrays -> its counts."""
-    dataset, *others = (read(path, envs.find_task(name)) for name in index["tasks"])
-    rewards = np.stack([dataset["rewards"], *(other["rewards"] for other in others)], axis=1)       # [n, tasks]
-    terminals = dataset["terminals"]
+    first, *others = map(envs.find_task, index["tasks"])
+    dataset = read(path, first)
+    more = [read(path, task)["rewards"] for task in others]        # one at a time: each holds the whole file
+    rewards, terminals = np.stack([dataset["rewards"], *more], axis=1), dataset["terminals"]        # [n, tasks], [n]
     lasts, before = np.flatnonzero(terminals), sum(entry["transitions"] for entry in index["files"])
     rows = np.concatenate([dataset["observations"], dataset["actions"], terminals[:, None], rewards], axis=1)
     arrays = {"rows.f32": rows, "ends.f32": dataset["next_observations"][lasts], "lasts.i64": before + lasts}
