@@ -50,14 +50,14 @@ class Critic(nn.Module):
         would silently broadcast to (B, B)."""
         x = torch.cat([obs, chunk], dim=-1)
         *axes, dim = x.shape
-        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                                  # [E, B, O+D]
+        x = x.reshape(-1, dim).expand(self.ensemble, -1, -1)                               # [E, rows, O+D]
         for layer, (gain, offset) in enumerate(zip(self.gains, self.offsets)):                # the hidden layers
             x = gelu(x @ self.weights[layer] + self.biases[layer])
             # Normalising *after* the activation is unusual; it is what the released critic does (eps as there).
-            x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                              # [E, B, hidden]
+            x = F.layer_norm(x, x.shape[2:], eps=1e-6) * gain + offset                           # [E, rows, hidden]
         # The last layer in float32: bf16 has 8 bits of mantissa and cannot tell Q = -100.0 from -100.2.
         with torch.autocast(x.device.type, enabled=False):
-            q = x.to(self.weights[-1].dtype) @ self.weights[-1] + self.biases[-1]                   # [E, B, 1]
+            q = x.to(self.weights[-1].dtype) @ self.weights[-1] + self.biases[-1]                # [E, rows, 1]
         return q.reshape(-1, *axes)
 
     def value(self, obs: Tensor, chunk: Tensor) -> Tensor:
@@ -90,6 +90,6 @@ def td_loss(q: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 @torch.no_grad()
 def move_towards(average: nn.Module, source: nn.Module, rate: float) -> None:
-    """average <- rate * source + (1 - rate) * average, for the target critic (5e-3) and for pi_old (1e-4)."""
+    """average <- rate * source + (1 - rate) * average: the target critic, pi_old, the average that acts."""
     # a.lerp_(b, rate) for each pair of parameters, all in one call.
     torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), rate)

@@ -22,8 +22,6 @@ from drift import drift_loss
 from policy import Actor, sample
 from topk import best_action, top_k_actions
 
-ACTING_RATE = 1e-3     # with use_ema: an average of some 1,000 updates acts, until line 7 sets a slower pace
-
 
 class DFP:
     """The algorithm with its four networks, optimiser and noise. See update() for the batch.
@@ -31,8 +29,6 @@ class DFP:
     config: a config.Config, or anything with its field names. bf16: whether the hidden layers run in bf16 in passes
     that carry no gradient, which pays on some hardware.
     """
-
-    PARTS = ("actor", "actor_old", "critic", "critic_target", "optimizer")             # of its state
 
     def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu", bf16: bool = False):
         self.config, self.device = config, torch.device(device)
@@ -46,6 +42,11 @@ class DFP:
             self.critic = Critic(obs_dim, D, hidden, config.ensemble, config.q_aggregate).to(self.device)
         self.actor_old = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.parts = ["actor", "actor_old", "critic", "critic_target", "optimizer"]                 # of its state
+        self.averaged = config.acting_ema_rate < 1                                                  # see acting()
+        if self.averaged:
+            self.actor_average = copy.deepcopy(self.actor).requires_grad_(False)
+            self.parts.append("actor_average")
         weights = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(weights, lr=config.lr, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)
@@ -59,8 +60,7 @@ class DFP:
 
     def start_online(self) -> None:
         """Stage 2 begins: pi_old starts as a copy of pi_theta. Adam's moments are kept, as in the released code."""
-        if not self.config.use_ema:                              # then it is an average of pi_theta already
-            self.actor_old.load_state_dict(self.actor.state_dict())
+        self.actor_old.load_state_dict(self.actor.state_dict())
         self.improving = True
 
     # ------------------------------------------------------------------------------------------ one step of Alg. 1
@@ -84,17 +84,17 @@ class DFP:
         return {name: value.detach() for name, value in (critic_info | actor_info).items()}
 
     def gradient_step(self, loss: Tensor) -> None:
-        """One step of Adam on a loss []. The target critic and pi_old move first."""
+        """One step of Adam on a loss []. The averages move first."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
 
-        # Averages first, optimiser second: like the released code, both averages read the parameters from *before*
-        # this step. The lag of one step is harmless. It is kept so that whole updates compare number for number.
+        # Averages first, optimiser second: like the released code, averages read the parameters from *before* this
+        # step. The lag of one step is harmless. It is kept so that whole updates compare number for number.
         move_towards(self.critic_target, self.critic, self.config.target_rate)
         if self.improving:
             move_towards(self.actor_old, self.actor, self.config.ema_rate)       # line 7
-        elif self.config.use_ema:
-            move_towards(self.actor_old, self.actor, ACTING_RATE)
+        if self.averaged:
+            move_towards(self.actor_average, self.actor, self.config.acting_ema_rate)
         self.optimizer.step()                                                    # lines 5 and 6: theta and phi move
 
     def critic_loss(self, batch, noise) -> tuple[Tensor, dict[str, Tensor]]:
@@ -156,13 +156,14 @@ class DFP:
     # ------------------------------------------------------------------------------------------ acting
     @property
     def acting(self) -> torch.nn.Module:
-        """pi_theta, as in Algorithm 1; with use_ema pi_old. Drifting never comes to rest (see drift_loss), so at a
-        constant learning rate theta wanders. An average of it acts better (docs/results.md)."""
-        return self.actor_old if self.config.use_ema else self.actor
+        """pi_theta, as in Algorithm 1, or an average of it over many updates, which no loss reads. V is normalised, so
+        the gradient of a drift loss is as large near the target as far from it. Then theta wanders at a constant
+        learning rate, and its average acts better (docs/results.md)."""
+        return self.actor_average if self.averaged else self.actor
 
     @torch.no_grad()
     def choose(self, obs: Tensor, noise: Tensor, actor: torch.nn.Module | None = None) -> Tensor:
-        """Line 1, and a' of Eq. 1: the best of N' samples of pi_theta, or of another actor, by Q_phi.
+        """Line 1, and a' of Eq. 1: the best by Q_phi of N' samples of pi_theta, or of another actor.
 
         obs [B, O], noise [B, N', D] -> [B, D]"""
         actor = actor or self.actor
@@ -214,11 +215,11 @@ class DFP:
 
     def state_dict(self) -> dict:
         """Everything an interrupted run needs, as tensors and plain data."""
-        state = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        state = {name: getattr(self, name).state_dict() for name in self.parts}
         return state | {"improving": self.improving, "generator": {self.device.type: self.generator.get_state()}}
 
     def load_state_dict(self, state: dict) -> None:
-        for name in self.PARTS:
+        for name in self.parts:
             getattr(self, name).load_state_dict(state[name])
         self.improving = state["improving"]
         if self.device.type in state["generator"]:         # a generator's state only fits the device it came from

@@ -13,8 +13,8 @@ rests. The loss asks the network to output what it outputs now, moved by the fie
 Two functions, because theory and practice use two kernels:
 
     drift_field   Eq. 3 to the letter with the Gaussian kernel. h^2 (grad log p_kde - grad log q_kde) equals it exactly
-                  (Eq. 8): this is why following it is a Wasserstein gradient flow of KL(q || p) (Eqs. 5-7). It serves
-                  the theory's tests and the pictures; nothing is trained with it.
+                  (Eq. 8): this is why following it is, but for the kernel's smoothing, a Wasserstein gradient flow of
+                  KL(q || p) (Eqs. 5-7). It serves the theory's tests and the pictures; nothing is trained with it.
     drift_loss    what trains policies: a bounded kernel of the *distance*, normalised over both sides, with several
                   temperatures (Deng et al., "Generative Modeling via Drifting", arXiv 2602.04770, as DFP uses it).
 

@@ -49,7 +49,7 @@ class Run:
     stored: tuple = (0, 0)           # how many online transitions online.f32 holds, and their checksum
 
     def start_online(self) -> None:
-        """Between the stages: pi_old becomes a copy of pi_theta."""
+        """Between the stages: what the algorithm changes, and other batches."""
         self.algo.start_online()
         # Seeded anew: stage 2 draws the same batches whether stage 1 was trained here or taken from another run.
         self.batch_rng.manual_seed(self.config.seed + 3)
@@ -79,7 +79,7 @@ def load(folder: str | Path, device: str = "cpu") -> DFP:
 
 def acting(config: Config) -> tuple[str, str]:
     """The networks that choose an action."""
-    return "actor_old" if config.use_ema else "actor", "critic"
+    return "actor_average" if config.acting_ema_rate < 1 else "actor", "critic"
 
 
 def newest(folder: Path) -> dict:

@@ -28,7 +28,8 @@ The right side, taken without a gradient (sg), is the regression target for the 
     L_MF = E || u(z_t, r, t) - sg((eps - a) - (t - r) du/dt) ||^2
 
 MVP (Zhan et al., arXiv 2602.13810). At r = t the identity says u = v, which all longer stretches build on. Two random
-times are never equal. So MVP adds a loss for that case, the instantaneous velocity constraint (IVC):
+times are never equal. MeanFlow sets r = t for a share of its samples. MVP has a loss of its own for that case, the
+instantaneous velocity constraint (IVC):
 
     L_IVC = E || u(y, r, r) - (eps - a) ||^2,   y = (1 - r) a + r eps,       L_BC = L_MF + w L_IVC
 

@@ -59,24 +59,21 @@ def test_act_best_of_and_generators():
 
 
 @pytest.mark.parametrize("method", ["dfp", "qc-fql", "mvp"])
-def test_use_ema_lets_the_average_act_and_changes_no_training(method, monkeypatch):
-    monkeypatch.setattr("dfp.ACTING_RATE", 0.25)
-    slower = dict(ema_rate=0.1) if method == "dfp" else {}                 # line 7's, where there is an L_topK
-    algo, usual = make(method, use_ema=True, **slower), make(method)
+def test_an_average_of_the_policy_acts_and_changes_no_training(method):
+    algo, usual = make(method, acting_ema_rate=0.25), make(method)
     average, obs = copy.deepcopy(algo.actor), make_batch()["observations"]
     noise = torch.randn(B, 1, 5 * A, generator=torch.Generator().manual_seed(3))
     for _ in ("offline", "online"):
         for i in range(3):
             for mean, weight in zip(average.parameters(), algo.actor.parameters()):
-                mean.data.lerp_(weight.data, 0.1 if algo.improving else 0.25)              # as before the step
+                mean.data.lerp_(weight.data, 0.25)                                         # as before the step
             algo.update(make_batch(i))
             usual.update(make_batch(i))
-        assert all(torch.allclose(p, q) for p, q in zip(algo.actor_old.parameters(), average.parameters()))
+        assert all(torch.allclose(p, q) for p, q in zip(algo.actor_average.parameters(), average.parameters()))
         acted = algo.act(obs, torch.Generator().manual_seed(3), best_of=1).flatten(1)
-        assert torch.equal(acted, sample(algo.actor_old, obs, noise)[:, 0])
+        assert torch.equal(acted, sample(algo.actor_average, obs, noise)[:, 0])
         assert torch.equal(algo.choose(obs, noise), sample(algo.actor, obs, noise)[:, 0])                 # a' of Eq. 1
-        if not algo.improving:
-            assert equal(algo.actor, usual.actor) and not equal(algo.actor, algo.actor_old)
+        assert equal(algo.actor, usual.actor) and equal(algo.actor_old, usual.actor_old)
         algo.start_online()
         usual.start_online()
 

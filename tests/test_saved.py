@@ -206,9 +206,14 @@ def test_a_broken_newest_checkpoint_is_set_aside(folder, capsys):
 
 def test_a_stage_1_that_is_damaged_or_anothers_is_left_out(folder, capsys):
     path, good = folder / "offline.pt", plain(files.read_state(folder / "offline.pt")["algorithm"])
-    for changes in (dict(offline_steps=4), dict(lr=1.0), dict(seed=1), dict(data="1"), dict(method="mvp"), dict(use_ema=True)):
+    for changes in (dict(offline_steps=4), dict(lr=1.0), dict(seed=1), dict(data="1"), dict(method="mvp"),
+                    dict(acting_ema_rate=0.5)):
         assert not saving.take_offline(made(folder, **changes))
     assert saving.take_offline(made(folder, ema_rate=0.5, online_steps=99))    # which stage 1 does not read
+    older = files.read_state(path)
+    del older["identity"]["acting_ema_rate"]         # a knob that came later, at its default
+    files.save_state(path, older)
+    assert saving.take_offline(made(folder)) and not saving.take_offline(made(folder, acting_ema_rate=0.5))
     for content in damaged(path.read_bytes()):
         path.write_bytes(content)
         one, before = made(folder), contents(folder)
@@ -252,13 +257,17 @@ def test_damaged_records_are_refused(folder):
         assert "not a run's folder: its config.json cannot be read" in loaded(folder)
 
 
-@pytest.mark.parametrize("use_ema", [False, True])
-def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch, use_ema):
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch, rate):
     def chunks(where):
         return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
     record = json.loads((folder / "config.json").read_text())
-    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path), use_ema=use_ema)     # places of this machine
+    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path), acting_ema_rate=rate)     # places of this machine
     (folder / "config.json").write_text(json.dumps(record))
+    if rate < 1:
+        state = files.read_state(folder / "checkpoint.pt")
+        state["algorithm"]["actor_average"] = {name: w + 0.1 for name, w in state["algorithm"]["actor"].items()}
+        files.save_state(folder / "checkpoint.pt", state)
     alone, before = tmp_path / "policies" / "lift", contents(folder)
     monkeypatch.setattr("sys.argv", ["export", str(folder), str(alone)])
     export.main()

@@ -40,7 +40,7 @@ READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + M
            "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
            "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
 # Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
-STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "use_ema", "mix_size")
+STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "mix_size")
 # These change how long a run is, what is told of it and how fast it is. They may be others when it is resumed.
 MAY_DIFFER = ("preset", "seeds", "offline_steps", "online_steps", "data", "data_dir", "data_device", "eval_every",
               "eval_episodes", "final_episodes", "log_every", "device", "compile", "workers", "threads", "out",
@@ -54,7 +54,7 @@ PATHS = ("data", "data_dir", "out")
 SIGNED = ("time_mean",)
 MAY_BE_ZERO = ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed", "bc_weight",
                "topk_weight", "distill_weight", "ivc_weight", "goal_share")
-AT_MOST_ONE = ("discount", "target_rate", "ema_rate", "goal_share")
+AT_MOST_ONE = ("discount", "target_rate", "ema_rate", "acting_ema_rate", "goal_share")
 
 
 def known_only(knobs, config_class) -> None:

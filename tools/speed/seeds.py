@@ -46,6 +46,9 @@ class Together:
         self.config, self.device = first.config, first.device
         for name in NETWORKS:
             setattr(self, name, Stack([getattr(a, name) for a in algorithms]))
+        self.averaged = first.averaged
+        if self.averaged:
+            self.actor_average = Stack([a.actor_average for a in algorithms])
         weights = [*self.actor.parameters(), *self.critic.parameters()]
         self.optimizer = torch.optim.Adam(weights, lr=self.config.lr, fused=True)
         self.share_moments()

@@ -147,7 +147,6 @@ def save_offline(run: Run) -> None:
 def stage1_knobs(config: Config) -> dict:
     """What a stage 1 depends on, for reuse by siblings: not the method's name, but its family and its knobs."""
     also = ("num_candidates", "top_k", "topk_weight", "ema_rate") if config.topk_offline else ()
-    also += ("use_ema",) if config.use_ema else ()
     return {"family": METHODS[config.method].family} | {
         f.name: config.plain()[f.name] for f in dataclasses.fields(config)
         if f.name not in MAY_DIFFER + STAGE_2 or f.name in also}
@@ -165,7 +164,9 @@ def offline_state(run: Run, path: Path) -> dict | None:
     except UserError as error:
         print(f"{path} is left out: {error}")
         return None
-    return state if state and state.get("identity") == identity(run) else None
+    # A knob that is newer than the file had its default there.
+    of_file = stage1_knobs(Config()) | state.get("identity", {}) if state else {}
+    return state if of_file == identity(run) else None
 
 
 def refuse_complete(run: Run) -> None:
