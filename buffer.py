@@ -62,8 +62,9 @@ class ReplayBuffer:
         valid [B, H]                 1 while no episode ended at an *earlier* step: terminals 0 0 1 0 0 give 1 1 1 0 0
 
         A chunk that runs past an episode's end has valid[:, -1] = 0. The critic ignores it, and L_BC masks the steps
-        that are not valid. So no step of the next episode is a target. (OGBench's play goes on after a goal is reached:
-        a mask may be 0 in mid-episode. It ends the bootstrap, and the chunk's later rewards still count, as released.)
+        that are not valid, unless --no-mask-bc. So no step of the next episode is a target. (OGBench's play goes on
+        after a goal is reached: a mask may be 0 in mid-episode. It ends the bootstrap, and the chunk's later rewards
+        still count, as released.)
         """
         index = starts[:, None] + torch.arange(self.chunk, device=starts.device)                    # [B, H]
         rows = self.transitions(index, STEP_FIELDS)                                                 # each [B, H, ...]

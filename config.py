@@ -108,8 +108,8 @@ class Config:
     final_episodes: int = knob(100, "episodes of the evaluation that ends a stage")
     log_every: int = knob(500, "steps between rows of train.csv")
     device: str = knob("auto", "where to train", ("auto", "cpu", "cuda"))
-    precision: str = knob("auto", "auto: bf16 for passes without a gradient where that is faster, TF32 on CUDA; fp32: "
-                          "neither", ("auto", "fp32"))
+    precision: str = knob("auto", "auto: bf16 for passes that propose and rank actions, where that is faster, and TF32 "
+                          "on CUDA; fp32: neither", ("auto", "fp32"))
     compile: bool = knob(True, "torch.compile the losses")
     workers: int = knob(0, "simulator processes for evaluation and data; 0 = one a core")
     threads: int = knob(0, "CPU threads for torch; 0 = torch's choice")
@@ -150,7 +150,7 @@ def task_values(task: str) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------- presets
-# One CPU thread for torch: a second one would take the core that the simulator needs.
+# One CPU thread for torch: the other core is for the simulator and for half of each update (tools/speed/halves.py).
 QUICK = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
 # Weights wander at a constant learning rate, and their average acts better (docs/results.md). The runs of quick came

@@ -2,7 +2,7 @@
 
 A task has one of three formats, each with a reader below:
 
-    robomimic   HDF5, people's demonstrations of lift, can and square: obs, next_obs, actions, rewards 0/1, dones
+    robomimic   HDF5, demonstrations of lift, can and square: obs, next_obs, actions, rewards 0/1, dones
     ogbench     npz, undirected play in cube, scene and puzzle: states and actions; rewards follow from a task's goal
     own         HDF5 or npz, the six arrays themselves (docs/extend.md)
 

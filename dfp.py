@@ -27,7 +27,7 @@ class DFP:
     """The algorithm with its four networks, optimiser and noise. See update() for the batch.
 
     config: a config.Config, or anything with its field names. bf16: whether the hidden layers run in bf16 in passes
-    that carry no gradient, which pays on some hardware.
+    that propose and rank actions, which pays on some hardware.
     """
 
     def __init__(self, obs_dim: int, action_dim: int, config, device: torch.device | str = "cpu", bf16: bool = False):
@@ -133,7 +133,7 @@ class DFP:
 
     @torch.no_grad()
     def diagnostics(self, generated: Tensor, data: Tensor) -> dict[str, Tensor]:
-        """Are samples close to the data, and do they differ? The loss cannot tell: by construction it hardly changes.
+        """Are samples close to the data, and do they differ? The loss cannot tell, as V is normalised.
         bc_error must fall in stage 1, and a spread near 0 is a collapse. Chunks are compared whole, also past an
         episode's end."""
         return {"bc_error": (generated - data).abs().mean(),
@@ -157,8 +157,8 @@ class DFP:
     @property
     def acting(self) -> torch.nn.Module:
         """pi_theta, as in Algorithm 1, or an average of it over many updates, which no loss reads. V is normalised, so
-        the gradient of a drift loss is as large near the target as far from it. Then theta wanders at a constant
-        learning rate, and its average acts better (docs/results.md)."""
+        the gradient of a drift loss does not fade near the target. Then theta wanders at a constant learning rate, and
+        its average acts better (docs/results.md)."""
         return self.actor_average if self.averaged else self.actor
 
     @torch.no_grad()

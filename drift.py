@@ -5,8 +5,9 @@ have to go? Towards the samples of the target p ("positives", y+) and away from 
 
     V_{p,q}(x) = V_p+(x) - V_q-(x),   V_p+(x) = sum_j k(x, y+_j) (y+_j - x) / sum_j k(x, y+_j)              (Eq. 3)
 
-Each half is a kernel mean shift. Both halves cancel on average when p = q, so a generator that matches the target
-rests. The loss asks the network to output what it outputs now, moved by the field; no gradient flows through the goal:
+Each half is a kernel mean shift. Both halves cancel on average when p = q: a generator that matches the target has
+nowhere to go. The loss asks the network to output what it outputs now, moved by the field; no gradient flows through
+the goal:
 
     L_drift = E || x - sg(x + V_{p,q}(x)) ||^2                                                              (Eq. 4)
 
@@ -77,9 +78,9 @@ def drift_loss(
     float64 inputs stay float64. Memory: all differences at once, [B, G, G + M + P, D].
 
     The value says nothing about progress. With one temperature its mean over the batch is 1 *by construction*: the
-    force is divided by its own size. With n of them it is at most n^2. Even samples that have arrived are pushed,
-    to another side in each batch. So watch the samples: their distance to the data and their spread. A falling
-    force_rms is no progress either: it also falls when all samples collapse.
+    force is divided by its own size, unless that is tiny. With n of them it is at most n^2. Even samples that have
+    arrived are pushed, to another side in each batch. So watch the samples: their distance to the data and their
+    spread. A falling force_rms is no progress either: it also falls when all samples collapse.
     """
     if negatives is None:
         negatives = generated.new_zeros(generated.shape[0], 0, generated.shape[-1])

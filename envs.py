@@ -48,9 +48,11 @@ OGBENCH = {"cube-single": (200, 28), "cube-double": (500, 37), "cube-triple": (1
 
 def _task(name: str) -> Task:
     if name in ROBOSUITE:
-        return Task(name, "robomimic", *ROBOSUITE[name], action_dim=7)
+        source, horizon, obs_dim = ROBOSUITE[name]
+        return Task(name, "robomimic", source, horizon, obs_dim, action_dim=7)
     source, number = name.rsplit("-task", 1)
-    return Task(name, "ogbench", source, *OGBENCH[source], action_dim=5, task_id=int(number))
+    horizon, obs_dim = OGBENCH[source]
+    return Task(name, "ogbench", source, horizon, obs_dim, action_dim=5, task_id=int(number))
 
 
 TABLE = {name: _task(name) for name in TASKS}         # register() adds yours

@@ -3,8 +3,9 @@
     python evaluate.py policies/lift --film lift.gif                     a policy that comes with this project
     python evaluate.py runs/lift/dfp/generated/quick/seed0 --episodes 50 --best-of 1
 
-The result is printed, and appended to evaluate.csv in a run's folder. play() is one episode, mean() the result. This
-script and training play many side by side, each simulator in a process of its own: tools/simulators/evaluator.py.
+The result is printed and, if the first episode is number 0, appended to evaluate.csv in a run's folder. play() is one
+episode, mean() the result. This script and training play many side by side, each simulator in a process of its own:
+tools/simulators/evaluator.py.
 """
 import contextlib
 from pathlib import Path

@@ -32,7 +32,7 @@ def online_stage(run: Run) -> None:
     """Stage 2, from where the run stands."""
     c = run.config
     # act is dfp.DFP.act. update(starts) is dfp.DFP.update on the chunks that begin in the rows `starts` of the buffer.
-    # tools/speed/fast.py makes both fast; --no-compile runs dfp.py as it is written, for breakpoints.
+    # tools/speed/fast.py makes them fast, act on a GPU; --no-compile runs dfp.py as it is written, for breakpoints.
     act, update = fast_act(run.algo), fast_update(run.algo, run.buffer)
     world = Collector(c.task, c.seed, run.world_state)     # the simulator, in a process of its own
     first_update = c.offline_steps + c.warmup + 1    # the first online steps only collect, as in the released code

@@ -50,10 +50,8 @@ MAY_DIFFER = ("preset", "seeds", "offline_steps", "online_steps", "data", "data_
 # ------------------------------------------------------------------------------------------------- names and values
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", tuple: "a tuple of numbers"}
 PATHS = ("data", "data_dir", "out")
-# Every number must be above 0, but for these.
-SIGNED = ("time_mean",)
-MAY_BE_ZERO = ("offline_steps", "online_steps", "warmup", "data_size", "workers", "threads", "seed", "bc_weight",
-               "topk_weight", "distill_weight", "ivc_weight", "goal_share")
+# A number must be above 0. It may be 0 where its default is, and here. Where its default is negative it may be any.
+MAY_BE_ZERO = ("offline_steps", "online_steps", "warmup", "bc_weight", "topk_weight", "distill_weight", "ivc_weight")
 AT_MOST_ONE = ("discount", "target_rate", "ema_rate", "acting_ema_rate", "goal_share")
 
 
@@ -114,9 +112,10 @@ def problem_with(f: dataclasses.Field, value) -> str:
         return ""
     if not all(abs(v) < 2**31 for v in values):                                                   # nor is nan
         return f"must be below 2^31, and is {reprlib.repr(value)}"
-    if f.name in MAY_BE_ZERO and value < 0:
+    may_be_zero = f.default == 0 or f.name in MAY_BE_ZERO
+    if may_be_zero and value < 0:
         return "must not be negative"
-    if f.name not in (*SIGNED, *MAY_BE_ZERO) and min(values) <= 0:
+    if not may_be_zero and min(values) <= 0 and (kind is tuple or f.default > 0):
         return "must be positive"
     if f.name in AT_MOST_ONE and value > 1:
         return "must not exceed 1"
