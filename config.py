@@ -153,8 +153,8 @@ def task_values(task: str) -> dict:
 # One CPU thread for torch: the other core is for the simulator and for half of each update (tools/speed/halves.py).
 QUICK = dict(threads=1, batch_size=128, warmup=500, log_every=100, eval_episodes=20, final_episodes=50,
              data="generated")
-# Weights wander at a constant learning rate, and their average acts better (docs/results.md). The runs of quick came
-# before this was known.
+# The weights wander at a constant learning rate, and their average acts better (docs/results.md). In quick theta acts,
+# as in the paper.
 LAPTOP = QUICK | dict(acting_ema_rate=1e-3)
 
 
