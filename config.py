@@ -80,8 +80,8 @@ class Config:
     top_k: int = knob(2, "K: candidates kept as positives (Table 5, by task)")
     topk_weight: float = knob(0.5, "lambda: weight of L_topK (Table 5, by task)")
     ema_rate: float = knob(1e-4, "tau_EMA: how fast pi_old follows pi_theta (Table 5)")
-    acting_ema_rate: float = knob(1.0, "how fast the average of pi_theta that acts in its place follows it; 1: "
-                                  "pi_theta itself acts, as in the paper")
+    acting_ema_rate: float = knob(1.0, "rate of an average of pi_theta that acts in its place; 1: no average, as in "
+                                  "the paper")
 
     # ---- the baselines (baselines/; App. A.2)
     flow_steps: int = knob(10, "Euler steps from noise to action (App. A.2)")

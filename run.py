@@ -46,7 +46,7 @@ class Run:
     tracker: object = None           # called with each row of a table, for --log
     started: float = dataclasses.field(default_factory=time.time)
     world_state: dict | None = None        # the Collector's state, where a resumed run is in the middle of an episode
-    stored: tuple[int, int] = (0, 0)           # how many online transitions online.f32 holds, and their checksum
+    stored: tuple[int, int] = (0, 0)       # how many online transitions online.f32 holds, and their checksum
 
     def start_online(self) -> None:
         """Between the stages: what the algorithm changes, and other batches."""
