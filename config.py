@@ -20,7 +20,7 @@ PRESETS = ("paper", "quick", "laptop", "released", "offline-rl")
 class Method(NamedTuple):
     family: str       # runs of one family share a stage 1, where they agree in the knobs that stage 1 reads
     path: str         # module and class
-    values: dict      # knobs of its own, as App. A.2 has them
+    values: dict      # knobs of its own: App. A.2's, and Table 2's
 
 
 METHODS = {
@@ -95,7 +95,7 @@ class Config:
     data_dir: str = knob("", "where data are kept (default: data/; official files are also found where robomimic and "
                          "ogbench keep them)")
     data_size: int = knob(0, "demonstrations to generate (lift, can, square; 0 = 300), or transitions to generate "
-                          "(0 = 1M) or to use of a set of many files (0 = all)")
+                          "(0 = 1M) or to use of a set of many files, in whole files (0 = all)")
     data_device: str = knob("auto", "where the buffer lies; auto = where training happens, or on disk where the data "
                             "are many files", ("auto", "cpu", "cuda"))
     mix_size: int = knob(1_000_000, "M, for data of many files: with n online transitions a share n / (M + n) of a "
@@ -171,8 +171,8 @@ class Size(NamedTuple):
 
 # quick ends within an hour. can and square need three times lift's updates, so an update must be cheaper: half the
 # width. A narrow network learns faster with a larger learning rate (results/batch).
-# laptop has more updates, as imitation needs them. On can and square the paper's mean of the two critics makes Q too
-# high, and success ends lower than with their minimum (docs/results.md).
+# laptop has more updates, as imitation needs them. On square the paper's mean of the two critics makes Q too high, and
+# success ends lower than with their minimum (docs/results.md). can, the like task, has the minimum too.
 # Random play hardly ever reaches the goal, and these sets are small. So half of a cubes' set is aimed at the goal.
 SIZES = {
     #                        hidden,  lr,   offline, online,  evaluate, data size, goal share, q_aggregate

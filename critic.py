@@ -5,7 +5,7 @@ The policy commits to H actions at a time, so the critic values a chunk, and one
     y = sum_{i<H} gamma^i r_{t+i}  +  gamma^H * m * Q_target(s_{t+H}, a'),    L_Q = E[(Q_phi(s, a) - y)^2]     (Eq. 1)
 
 m = 0 where the task has *terminated*, as nothing follows; a mere time limit keeps m = 1. A chunk that reaches past the
-episode's end takes no part (`valid` in td_loss). Say an episode succeeds at step 100 and H = 5: the last chunk to count
+episode's end adds no error (`valid` in td_loss). Say an episode succeeds at step 100 and H = 5: the last chunk to count
 is that of steps 96 to 100, and its m is 0. The H-step return needs no correction although the data are off-policy: Q
 is asked about exactly the H actions that were taken, as if they had been one chunk (Li et al., "Q-chunking", arXiv
 2507.07969). The paper writes a' ~ pi_theta; here, as in the released code, a' is the best of N' samples, see topk.py.

@@ -35,7 +35,7 @@ def read_robomimic(path: Path, task: envs.Task) -> dict[str, np.ndarray]:
         data/demo_0/obs/<key> [T, n], actions [T, A], rewards [T] of 0 and 1, dones [T];  often next_obs/<key> [T, n]
 
     Rewards become r - 1. `dones` gives the terminals and the masks, as in the released code. A demonstration ends with
-    success, so its last `done` is set to 1. In the official sets it is 1 already.
+    success, so its last `done` is set to 1: leave failures out. In the official sets it is 1 already.
     """
     # An observation joins these keys in this order. The width of the last, the object, depends on the task.
     sizes = dict(zip(envs.OBS_KEYS, (3, 4, 2, task.obs_dim - 9)))

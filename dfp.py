@@ -24,7 +24,7 @@ from topk import best_action, top_k_actions
 
 
 class DFP:
-    """The algorithm with its four networks, optimiser and noise. See update() for the batch.
+    """The algorithm with its networks, optimiser and noise. See update() for the batch.
 
     config: a config.Config, or anything with its field names. bf16: whether the hidden layers run in bf16 in passes
     that propose and rank actions, which pays on some hardware.
@@ -197,8 +197,8 @@ class DFP:
     # ------------------------------------------------------------------------------------------ plumbing
     def candidate_precision(self):
         """Where bf16 is on: the hidden layers of passes that propose and rank run in it. Its rounding moves candidates
-        a little, and decides between those that are nearly as good. Passes with a gradient and the target critic stay
-        in float32."""
+        a little, and decides between those that are nearly as good. Passes with a gradient and the target critic do
+        without it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def draw_noise(self, batch_size: int) -> dict[str, Tensor]:

@@ -2,12 +2,12 @@
 
     runs/<task>/<method>/<data>/<preset>[,knob=value...]/seed<k>/
         config.json      every knob, versions, git commit, data source and checksum, machine
-        train.csv        losses and diagnostics: step, stage, then by name
+        train.csv        step, stage, then losses and diagnostics, as update() names them
         eval.csv         step, stage, success, episodes, length, return, seconds
         evaluate.csv     by evaluate.py: these columns without seconds, and best_of
         offline.pt       the end of stage 1; runs that differ in stage 2 alone start from it too
         checkpoint.pt    the newest state of an unfinished or finished run; checkpoint.pt.previous the one before
-        online.f32       the transitions seen online; a checkpoint only tells how many of them are its own
+        online.f32       the transitions seen online; a checkpoint tells which of them are its own
         curve.png        eval.csv, drawn
 
     policy = run.load("runs/lift/dfp/generated/quick/seed0"); policy.act(obs)          from Python, after `import run`

@@ -15,8 +15,9 @@ FQL  (Park, Li, Levine, arXiv 2502.02538) lets Q shape a one-step student mu bes
 
 In code each ||.||^2 is a mean over the D coordinates, as released; alpha is meant for that.
 BFN and FQL make single actions, H = 1. QC-BFN and QC-FQL are the same with chunks of H = 5. DFP needs no Euler steps,
-no second trained policy, no gradient of Q, and no alpha, which spans 100 to 10,000 over the tasks. In code BFN and FQL
-are dfp.DFP with another map from noise to action and another actor loss; the rest is inherited.
+no second trained policy, no gradient of Q, and no alpha, which spans 100 to 10,000 over the tasks; it has h, K and
+lambda. In code BFN and FQL are dfp.DFP with another map from noise to action and another actor loss; the rest is
+inherited.
 
     python -m tools.pictures flow        noise carried to four modes in 1 to 10 steps, or one pass of a drift policy
 
