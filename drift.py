@@ -126,7 +126,7 @@ def _force(x: Tensor, targets: Tensor, weight: Tensor, num_negatives: int, tempe
     # loss does not depend on the scale of actions.
     distance = distance / scale.clamp_min(1e-3)
     unit = (scale / D**0.5).clamp_min(1e-3)
-    # A sample's own copy, the nearest target, would take nearly all the weight. Adding 100 takes it out of both softmaxes.
+    # A sample's own copy, the nearest, would take nearly all the weight. Adding 100 takes it out of both softmaxes.
     distance = distance + 100.0 * torch.eye(G, targets.shape[1], dtype=x.dtype, device=x.device)
 
     force, rms = 0.0, []
