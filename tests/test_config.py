@@ -1,4 +1,5 @@
 """Tables 5 and 8, precedence, and one clear line for every impossible wish."""
+import dataclasses
 import itertools
 import json
 import math
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from config import CUBES, METHODS, OFFLINE_RL, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain
-from tools.checks import MAY_DIFFER, READ_BY, STAGE_2
+from config import CUBES, METHODS, OFFLINE_RL, PRESETS, ROBOMIMIC, TASKS, Config, UserError, build, from_plain, knob
+from tools.checks import MAY_DIFFER, READ_BY, STAGE_2, problem_with
 from tools.training import command_line
 from tools.training.command_line import parse
 
@@ -92,6 +93,13 @@ def test_a_task_of_ones_own_has_the_size_of_others_whatever_its_name(monkeypatch
     monkeypatch.setattr("config.TASKS", [*TASKS, "can-task7"])
     mine, others = (build(dict(task=name, preset="laptop")) for name in ("can-task7", "scene-task2"))
     assert (mine.data_size, mine.q_aggregate) == (others.data_size, others.q_aggregate) == (200_000, "mean")
+
+
+@pytest.mark.parametrize("default, value, says", [
+    (0.0, 0.0, ""), (0.0, -1.0, "must not be negative"), (1.0, 0.0, "must be positive"), (-1.0, -2.0, "")])
+def test_a_knob_of_ones_own_may_be_zero_where_its_default_is(default, value, says):
+    one, = dataclasses.fields(dataclasses.make_dataclass("Own", [("jerk_weight", float, knob(default, "jerk"))]))
+    assert problem_with(one, value) == says
 
 
 def test_command_line():

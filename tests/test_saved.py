@@ -262,7 +262,7 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch, rate)
     def chunks(where):
         return run.load(where).act(torch.ones(3, OBS), torch.Generator().manual_seed(0))
     record = json.loads((folder / "config.json").read_text())
-    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path), acting_ema_rate=rate)     # places of this machine
+    record["config"] |= dict(data_dir=str(tmp_path), out=str(tmp_path), acting_ema_rate=rate)   # places of this machine
     (folder / "config.json").write_text(json.dumps(record))
     if rate < 1:
         state = files.read_state(folder / "checkpoint.pt")

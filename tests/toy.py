@@ -116,13 +116,13 @@ def leaves(state) -> dict:
     return {pytree.keystr(where): np.asarray(leaf).tobytes() for where, leaf in pytree.tree_leaves_with_path(state)}
 
 
-def assert_same_runs(one: Path, two: Path) -> None:
-    """Bit for bit: tables, transitions, and all of a state but for the knobs, which say where the folder lies."""
+def assert_same_runs(one: Path, two: Path, aside=("config",)) -> None:
+    """Bit for bit: tables, transitions, and all of a state but for these: its knobs say where the folder lies."""
     from tools.training.files import read_rows, read_state       # late: a simulator's process does without torch
     for name in ("train.csv", "eval.csv"):
         a, b = ([row | {"seconds": ""} for row in read_rows(folder / name)] for folder in (one, two))
         assert a == b, name
     assert (one / "online.f32").read_bytes() == (two / "online.f32").read_bytes()
     for name in ("checkpoint.pt", "offline.pt"):
-        a, b = (leaves(read_state(folder / name) | dict(config=None, identity=None)) for folder in (one, two))
+        a, b = (leaves(read_state(folder / name) | dict.fromkeys(aside)) for folder in (one, two))
         assert a == b, f"{name}: {[where for where in a | b if a.get(where) != b.get(where)]}"
