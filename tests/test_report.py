@@ -147,7 +147,7 @@ def test_everything_is_drawn_again_without_the_runs(tmp_path, monkeypatch, capsy
     assert "| dfp | quick, 8,000" in text and "| dfp | quick,hidden=128, 8,000" in text
 
 
-@pytest.mark.parametrize("name", ["quick", "shipped", "laptop"])
+@pytest.mark.parametrize("name", ["quick", "shipped", "laptop", "unaveraged"])
 def test_published_runs_are_those_of_the_presets_as_they_are(name):
     """Else docs/results.md would tell of a preset what another size has reached."""
     path = ROOT / "results" / name / "runs.csv"

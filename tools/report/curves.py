@@ -5,6 +5,7 @@ online.
 """
 import collections
 import itertools
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -63,8 +64,9 @@ def draw(found, path) -> None:
         axes.axvspan(0, 1, color="0.92", lw=0, zorder=0)
         axes.set_xticks([0, 1, 2], [0, short(key.offline), short(key.end)])
         axes.set(xlim=(0, 2 if key.online else 1), ylim=(-3, 103), ylabel="success %")
-        budget = f"{short(key.offline)} + {short(key.online)}"
-        axes.set_title(f"{key.task}\n{key.setting}, {key.data} data, {budget}", fontsize=8, parse_math=False)
+        budget, setting = f"{short(key.offline)} + {short(key.online)}", key.setting.replace(",", ", ")
+        title = f"{key.task}\n{textwrap.fill(setting, 50)}\n{key.data} data, {budget}"
+        axes.set_title(title, fontsize=8, parse_math=False)
         axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
     figure.supxlabel("share of each stage (grey: offline, white: online). Solid: here, the mean over n seeds; band: "
                      "95 %, where n is three or more.\nDashed: the paper's, official data, 1M + 1M steps", fontsize=7)
