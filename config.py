@@ -172,7 +172,7 @@ class Size(NamedTuple):
 # quick ends within an hour. can and square need three times lift's updates, so an update must be cheaper: half the
 # width. A narrow network learns faster with a larger learning rate (results/batch).
 # laptop has more updates, as imitation needs them. On square the paper's mean of the two critics makes Q too high, and
-# success ends lower than with their minimum (docs/results.md). can, the like task, has the minimum too.
+# two seeds end lower than with their minimum (docs/results.md). can, the like task, has the minimum too.
 # Random play hardly ever reaches the goal, and these sets are small. So half of a cubes' set is aimed at the goal.
 SIZES = {
     #                        hidden,  lr,   offline, online,  evaluate, data size, goal share, q_aggregate
