@@ -31,13 +31,14 @@ def test_generation_is_deterministic_cached_and_resumes(generated, tmp_path):
     assert not parts.exists()
 
 
-def test_who_makes_the_same_set_at_the_same_time_waits_for_it(generated):
+def test_who_makes_the_same_set_at_the_same_time_is_told_to_wait(generated, capsys):
     folder = generated["lift"].parent
     with concurrent.futures.ThreadPoolExecutor() as pool:
         with one_at_a_time(folder):
             second = pool.submit(generate.generate, LIFT, 3, folder)
             with pytest.raises(concurrent.futures.TimeoutError):
                 second.result(0.5)
+            assert f"another process fetches, makes or reads data in {folder}" in capsys.readouterr().out
         assert second.result(60) == [generated["lift"]]
 
 

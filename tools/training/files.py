@@ -147,9 +147,13 @@ def one_at_a_time(folder: Path, wait: bool = True):
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / "lock", "w")
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is running in {folder}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise UserError(f"another process is running in {folder}") from None
+            print(f"waiting: another process fetches, makes or reads data in {folder}", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno in NO_LOCKS:
             say_once(f"warning: the file system of {folder} knows no locks: start nothing else there meanwhile")
