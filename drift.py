@@ -29,12 +29,14 @@ def drift_field(x: Tensor, positives: Tensor, negatives: Tensor, *, bandwidth: f
     """V_{p,q}(x) of Eq. 3, exact, with the Gaussian kernel k(x, y) = exp(-|x - y|^2 / (2 h^2)).
 
     x [..., G, D], positives [..., P, D], negatives [..., M, D], bandwidth h > 0 in the units of x -> V [..., G, D].
-    At least float32, float64 stays float64. Raises ValueError for h <= 0 or an empty side.
+    At least float32, float64 stays float64. Raises ValueError for h <= 0, an empty side or another D.
     """
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     if positives.shape[-2] == 0 or negatives.shape[-2] == 0:
         raise ValueError("drift_field needs at least one positive and one negative sample")
+    if not x.shape[-1] == positives.shape[-1] == negatives.shape[-1]:                    # D = 1 would broadcast
+        raise ValueError(f"all need one D, got {x.shape[-1]}, {positives.shape[-1]} and {negatives.shape[-1]}")
     x, positives, negatives = (y.to(torch.promote_types(y.dtype, torch.float32)) for y in (x, positives, negatives))
 
     def mean_shift(y: Tensor) -> Tensor:
@@ -70,7 +72,8 @@ def drift_loss(
                           collapse there. For hundreds of positives a state, add a temperature of 1 or more.
     mask       [B, D]     0 or 1; where it is 0, x and y are set to 0 before anything else. DFP does so for chunk steps
                           past an episode's end.
-    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1; weights that are all zero give NaN
+    *_weight   [B, G] / [B, P] / [B, M], non-negative, default 1. Where no positive weighs anything the loss is 0,
+               where nothing does it is NaN.
 
     Returns the loss per state [B] (take .mean()) and an info dict of detached 0-d tensors: "scale", the mean distance,
     and "force_rms_<R>", the root mean square of each temperature's force before it is normalised. Raises ValueError

@@ -168,11 +168,14 @@ class OGBenchEnv(gymnasium.Wrapper):
 def register(name: str, make_env, horizon: int) -> Task:
     """A task of your own: from here on every function and option knows it. make_env() -> a gymnasium environment with
     flat observations and actions in [-1, 1]. Success is info["success"] or info["is_success"], true at any step; where
-    there is neither, termination. UserError for other spaces, and for a name that a folder cannot have."""
+    there is neither, termination. UserError for other spaces, for a name that a folder cannot have, and for a horizon,
+    the steps after which an episode ends, that is no whole number above 0."""
     from tools.simulators import own
     end_in_one_line()                      # as the scripts do: a mistake in your task is told in one line, not a trace
     if name in TABLE and TABLE[name].suite != "own":
         raise UserError(f"{name!r} is a task of the paper: choose another name")
+    if type(horizon) is not int or horizon < 1:
+        raise UserError(f"{name}: horizon must be a whole number of steps above 0, not {horizon!r}")
     env = make_env()
     new = Task(name, "own", "", horizon, *own.checked_sizes(name, env), factory=make_env)
     own.try_out(new, env)

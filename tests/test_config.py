@@ -130,6 +130,14 @@ def test_every_error_is_one_line(wish, says):
     assert says in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_method_of_ones_own_reads_any_knob(monkeypatch, capsys):
+    monkeypatch.setitem(METHODS, "smooth", METHODS["dfp"]._replace(family="smooth"))
+    assert build(dict(task="lift", method="smooth", topk_weight=1.0, temperatures=(0.2,))).topk_weight == 1
+    with pytest.raises(SystemExit):
+        parse("", ["--method", "smooth", "--print-config"])
+    assert "\ntemperatures     " in capsys.readouterr().out
+
+
 def test_what_python_gives_becomes_plain():
     """Numbers of numpy's, paths, ~: as a file would give them back, and a shell."""
     c = build(dict(task=np.str_("lift"), lr=np.float64(1e-3), hidden=np.int64(8), compile=np.bool_(False),

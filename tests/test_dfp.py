@@ -248,6 +248,29 @@ def test_a_loss_that_cannot_be_halved_is_taken_as_written(own, monkeypatch, caps
     assert "not that of the losses as written" in capsys.readouterr().out and (third != 1).all() == (own != "candidates")
 
 
+def test_a_method_that_changes_goes_on_as_written(monkeypatch, capsys):
+    """Compiled code would keep the weight that it met first."""
+    fast.say_once.cache_clear()
+    monkeypatch.setattr(torch, "compile", lambda function, **how: function)
+
+    class Fading(DFP):
+        weight = 1.0
+
+        def actor_loss(self, batch, noise):
+            loss, info = super().actor_loss(batch, noise)
+            return self.weight * loss, info | {"weight": torch.tensor(self.weight)}
+
+    algos = [make(online=True, compile=compile) for compile in (True, False)]
+    for algo in algos:
+        algo.__class__ = Fading
+        update = fast.fast_update(algo, SimpleNamespace(chunks=make_batch))
+        for seed, weight in enumerate((1.0, 1.0, 0.5, 0.0)):
+            algo.weight = weight
+            assert update(seed)["weight"] == weight
+    assert all(equal(getattr(algos[0], part), getattr(algos[1], part)) for part in halves.NETWORKS)
+    assert "Fading.weight changes from update to update" in capsys.readouterr().out
+
+
 def test_near_ties_in_bf16_are_no_fault_of_the_halves(monkeypatch):
     """Compiled, the K best may be others where candidates are nearly as good. The gradients on the same K are compared."""
     monkeypatch.setattr(torch, "compile", lambda function, **how: function)

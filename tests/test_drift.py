@@ -58,6 +58,12 @@ def test_field_is_finite_far_away():
     assert torch.isfinite(field).all() and torch.allclose(field, torch.tensor([[-1.0, -1.0]]))
 
 
+@pytest.mark.parametrize("sizes", [(1, 3), (3, 1), (1, 1)])
+def test_field_refuses_samples_of_another_size(sizes):
+    with pytest.raises(ValueError, match="one D"):
+        drift_field(points(7, 3), *(points(4, D) for D in sizes), bandwidth=0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_field_of_half_precision_is_computed_in_float32(dtype):
     """x^2 / 2h^2 soon passes float16's 65504."""

@@ -101,6 +101,13 @@ def test_what_cannot_be_a_task(spaces, says):
     assert "other" not in envs.TABLE
 
 
+@pytest.mark.parametrize("horizon", [0, None, "50", 2.5])
+def test_what_cannot_be_a_horizon(horizon):
+    with pytest.raises(UserError, match="horizon must be a whole number"):
+        envs.register("other", Blank, horizon)
+    assert "other" not in envs.TABLE
+
+
 @pytest.mark.parametrize("name", ["", "..", "a/b", ".a", "a\nb", "lift"])
 def test_names_that_no_task_can_have(name):
     with pytest.raises(UserError, match="is a task of the paper" if name == "lift" else "cannot name a task"):

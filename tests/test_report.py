@@ -91,6 +91,17 @@ def test_what_does_not_change_results_does_not_part_seeds(tmp_path):
     assert [list(seeds) for seeds in found(tmp_path).values()] == [[0, 1]]
 
 
+def test_what_is_no_run_is_left_out_with_a_line(tmp_path, capsys):
+    folder = make(tmp_path, seed=1)
+    make(tmp_path)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "config.json").write_text('{"another": "program"}')
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace('"dfp"', '"smooth"'))
+    assert [list(seeds) for seeds in found(tmp_path).values()] == [[0]]
+    said = capsys.readouterr().out
+    assert said.count("left out: ") == 2 and "/x is not a run's folder" in said and "'smooth' is not one of" in said
+
+
 def test_another_presets_budget_is_another_block(tmp_path):
     for task in ("lift", "can"):
         make(tmp_path, task=task)
@@ -280,7 +291,7 @@ def test_one_line_when_there_is_nothing(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (make(tmp_path / "begun", raw=(0.5,)) / "eval.csv").unlink()
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for name, words in (("empty", "no evaluated runs in"), ("absent", "no evaluated runs in"), ("no.csv", "No such"),
+    for name, words in (("empty", "no evaluated runs in"), ("absent", "no such file"), ("no.csv", "no such file"),
                         ("begun", "no evaluated runs in"), ("other.csv", "is no evaluation")):
         with pytest.raises(SystemExit) as stop:
             command_line.main(lambda: main([str(tmp_path / name), "--out", str(tmp_path / "out")]))

@@ -152,6 +152,7 @@ def test_damaged_checkpoints(folder, name, at_least):
     (dict(resume=False), "already holds a run: add --resume to continue it, or choose another --out"),
     (dict(hidden=9), "has --hidden 8, not 9"), (dict(seed=1), "has --seed 0, not 1"),
     (dict(data="1"), "holds a run on other data than"), (dict(offline_steps=4), "is over after 3 steps"),
+    (dict(offline_steps=4, resume=False), "for another number choose another --out"),
     (dict(online_steps=4), "is at step 8 already, beyond the 7 asked for")])
 def test_another_run_does_not_go_on_from_a_checkpoint(folder, changes, says):
     assert says in resumed(folder, **changes)
@@ -184,6 +185,13 @@ def test_checkpoints_of_another_format_and_such_as_run_code(folder):
     assert "not a readable checkpoint" in loaded(folder)
     files.save_state(path, dict(step=8, x=Evil()))                               # with a checksum that is right
     assert "not a readable checkpoint" in loaded(folder) and not (folder / "ran").exists()
+
+
+def test_resume_says_where_nothing_is_saved(tmp_path, capsys):
+    saving.restore(made(tmp_path, resume=True))
+    assert f"nothing is saved in {tmp_path}" in capsys.readouterr().out
+    saving.restore(made(tmp_path, resume=False))
+    assert not capsys.readouterr().out
 
 
 def test_a_broken_newest_checkpoint_is_set_aside(folder, capsys):
@@ -271,6 +279,7 @@ def test_an_exported_policy_acts_as_its_run(folder, tmp_path, monkeypatch, rate)
     alone, before = tmp_path / "policies" / "lift", contents(folder)
     monkeypatch.setattr("sys.argv", ["export", str(folder), str(alone)])
     export.main()
+    export.main()                                    # and over an older one
     assert torch.equal(chunks(alone), chunks(folder)) and run.load(alone).step == 8
     assert sorted(path.name for path in alone.iterdir()) == ["config.json", "policy.pt"]
     assert (alone / "policy.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 3

@@ -183,6 +183,14 @@ def test_impossible_wishes_are_one_line(tmp_path, home, words, says):
     assert not list(tmp_path.glob("runs/**/config.json"))                     # refused before anything was written
 
 
+def test_a_run_does_not_leave_its_number_of_threads_behind(train):
+    before = torch.get_num_threads()
+    with mock.patch.object(DFP, "gradient_step", lambda *_: counts.append(torch.get_num_threads())):
+        counts = []
+        train("a", threads=before + 1)
+    assert {*counts} == {before + 1} and torch.get_num_threads() == before
+
+
 def test_two_processes_in_one_folder(tmp_path):
     with one_at_a_time(tmp_path):
         with pytest.raises(UserError, match="another process"), one_at_a_time(tmp_path, wait=False):

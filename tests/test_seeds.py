@@ -6,6 +6,8 @@ import torch
 
 import toy
 from buffer import ReplayBuffer
+from config import UserError
+from dfp import DFP
 from test_baselines import B, batch_for, make
 from test_scripts import rows as numbers
 from tools.speed.seeds import NETWORKS, Together
@@ -52,6 +54,13 @@ def test_updates_equal_single_ones(method, compile, request):
         assert torch.equal(a.draw_noise(B)["next"], b.draw_noise(B)["next"])
     fresh = [make(method, seed=k) for k in range(2)]
     assert len({float(a.update(batch_for(a))["q"]) for a in fresh}) == 2             # seeds differ
+
+
+def test_a_method_with_a_gradient_step_of_its_own_is_refused():
+    algo = make("dfp")
+    algo.__class__ = type("Clipped", (DFP,), {"gradient_step": lambda self, loss: None})
+    with pytest.raises(UserError, match=r"Clipped has its own gradient_step\(\)"):
+        Together([algo])
 
 
 def test_runs_in_lock_step_equal_single_ones(train):

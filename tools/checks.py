@@ -39,6 +39,13 @@ TOPK = (*DRIFT, "mvp-topk")
 READ_BY = {"num_generated": DRIFT, "temperatures": DRIFT, "bc_weight": DRIFT + MVP,
            "topk_offline": TOPK, "num_candidates": TOPK, "top_k": TOPK, "topk_weight": TOPK, "ema_rate": TOPK,
            "flow_steps": FLOW, "distill_weight": FQL, "ivc_weight": MVP, "time_mean": MVP, "time_std": MVP}
+
+
+def reads(method: str, name: str) -> bool:
+    """Whether a method reads a knob. One of your own may read any."""
+    return method not in DRIFT + MVP + FLOW or method in READ_BY.get(name, (method,))
+
+
 # Stage 1 does not read these. So runs that differ in nothing else share one, if their methods are of one family.
 STAGE_2 = ("method", "warmup", "num_candidates", "top_k", "topk_weight", "ema_rate", "mix_size")
 # These change how long a run is, what is told of it and how fast it is. They may be others when it is resumed.
@@ -78,7 +85,7 @@ def check_given(given: dict, config_class, method: str, names: dict, sources) ->
         if kind in given and given[kind] not in known:
             raise UserError(f"unknown {kind} {given[kind]!r}{nearest(given[kind], known)} Known: {', '.join(known)}")
     for name in given:
-        if method not in READ_BY.get(name, (method,)):
+        if not reads(method, name):
             raise UserError(f"--method {method} does not read {option_name(name)}; it belongs to "
                             f"{', '.join(READ_BY[name])}")
     if method == "dfp-no-topk" and given.get("topk_weight"):

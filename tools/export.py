@@ -28,6 +28,7 @@ def export(folder: str | Path, to: str | Path) -> None:
     save_state(to / "policy.pt", dict(algorithm=networks, step=state["step"], stage=state.get("stage", "offline")))
     record = dict(config=config.plain(), data=counts, versions=record.get("versions"), git=record.get("git"))
     write_json(to / "config.json", record)
+    (to / "policy.pt.previous").unlink(missing_ok=True)          # another policy, which the new config.json may not fit
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import config
 from config import UserError
-from tools.checks import MAY_DIFFER, READ_BY
+from tools.checks import MAY_DIFFER, reads
 from tools.training.files import EVAL_COLUMNS, read_config, read_rows
 from tools.training.saving import as_text
 
@@ -57,7 +57,7 @@ def knob_texts(c: config.Config) -> dict[str, str]:
     """{name: value as text} of the knobs that may change c's results."""
     return {f.name: as_text(getattr(c, f.name)) for f in dataclasses.fields(c)
             if f.name not in (*MAY_DIFFER, "task", "method", "seed")
-            and c.method in READ_BY.get(f.name, (c.method,))}
+            and reads(c.method, f.name)}
 
 
 def departures(knobs: dict[str, str], usual: config.Config) -> list[str]:
@@ -72,9 +72,16 @@ def given(departed: str) -> dict[str, str]:
 
 def collect(names) -> list[dict]:
     """Every evaluation in these runs.csv files, and of every run below these folders: rows of runs.csv."""
+    for name in names:
+        if not Path(name).exists():
+            raise UserError(f"{name}: no such file or folder")
     rows = [row for name in names if str(name).endswith(".csv") for row in read_csv(name)]
     for folder in sorted({path.resolve().parent for above in names for path in Path(above).rglob("config.json")}):
-        c, record = read_config(folder)
+        try:
+            c, record = read_config(folder)
+        except UserError as error:                               # another program's config.json, a method of one's own
+            print(f"left out: {error}")
+            continue
         # Knobs are kept as what departs from the paper's values, which never change, and not from the preset's.
         knobs = ",".join(departures(knob_texts(c), preset(c.task, c.method, "paper")))
         about = vars(c) | dict(data=record["data"]["kind"], checksum=record["data"]["sha256"][:8], setting=c.preset,

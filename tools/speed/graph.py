@@ -11,6 +11,12 @@ from torch.utils import _pytree as pytree
 PLAIN = 3           # calls before recording: torch must have compiled, chosen its matrix products, made Adam's moments
 
 
+def attributes(algo) -> dict:
+    """What the compiled code of an update has taken over from Python: numbers by value, all else by identity. Where
+    one is another at the next call, that code would go on with the old one."""
+    return {name: value if isinstance(value, (int, float)) else id(value) for name, value in vars(algo).items()}
+
+
 class Graph:
     """function(*inputs) as a graph, recorded anew whenever kind() changes. Inputs: tensors, or lists and dicts of
     them, contiguous and of the same shapes at every call."""
@@ -54,7 +60,7 @@ def graphed(step, buffers: list, batch):
         return step.update(batch(starts))
 
     def kind():                                                  # what an update's code asks
-        return step.algorithms[0].improving, buffers[0].num_online > 0
+        return attributes(step.algorithms[0]), buffers[0].num_online > 0
     here = all(b.device.type == "cuda" for b in buffers)
     graph = Graph(update if here else step.update, kind, [a.generator for a in step.algorithms], step.optimizer)
     side_by_side(step, graph.stream)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from tools.simulators.process import cores
+from tools.speed.graph import attributes
 
 NETWORKS = ("actor", "actor_old", "critic", "critic_target")
 ALIKE = 0.2     # of a gradient: 0.1 was seen, as bf16 may choose another next chunk that is nearly as good
@@ -39,9 +40,11 @@ class Halves:
 
     def update(self, batch: dict, noise: dict) -> dict:
         if self.stage != self.algo.improving:                    # other losses, which are compiled first
-            self.stage = self.given.improving = self.algo.improving
-            self.alone = ALONE
+            vars(self.given).update(vars(self.algo))
+            self.stage, self.taken, self.alone = self.algo.improving, attributes(self.algo), ALONE
             self.compare(batch, noise)
+        if changed := [name for name, value in attributes(self.algo).items() if self.taken.get(name) != value]:
+            raise ValueError(f"{type(self.algo).__name__}.{changed[0]} changes from update to update")
         return self.algo.update(batch, noise, losses=(self.critic_loss, self.actor_loss))
 
     def compare(self, batch: dict, noise: dict) -> None:

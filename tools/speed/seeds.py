@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from config import Config
+from config import Config, UserError
 from dfp import DFP
 from run import Run
 from tools.simulators.collector import Collector
@@ -43,6 +43,10 @@ class Together:
 
     def __init__(self, algorithms):
         self.algorithms, first = algorithms, algorithms[0]
+        for name in ("update", "gradient_step"):
+            if getattr(type(first), name) is not getattr(DFP, name):
+                raise UserError(f"--seeds: {type(first).__name__} has its own {name}(), which an update of several "
+                                "seeds at once would leave out; run one seed at a time")
         self.config, self.device = first.config, first.device
         for name in NETWORKS:
             setattr(self, name, Stack([getattr(a, name) for a in algorithms]))

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from config import Config, UserError, build
-from tools.checks import READ_BY, option_name
+from tools.checks import READ_BY, option_name, reads
 
 # In the order of Config: the first knob of each group of options in --help.
 HEADINGS = {"task": "what to run", "offline_steps": "how long", "layers": "networks and optimiser",
@@ -49,7 +49,7 @@ def parse(description: str, argv=None) -> tuple[Config, set[str]]:
     config = build(given)
     if show:
         for f in dataclasses.fields(Config):
-            if config.method in READ_BY.get(f.name, (config.method,)):
+            if reads(config.method, f.name):
                 print(f"{f.name:16} {getattr(config, f.name)}{'   (given)' if f.name in given else ''}")
         raise SystemExit(0)
     return config, set(given)
@@ -79,7 +79,7 @@ def main(function, renders: bool = False) -> None:
         sys.stdout.flush()
         return result
     except KeyboardInterrupt:                              # outside of a stage, or the second Ctrl-C within one
-        print("\ninterrupted; the same command goes on where finished work was saved", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from what is saved, with --resume if it says so", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:                                # | head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

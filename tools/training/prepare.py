@@ -55,13 +55,11 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
     """A run, brought back to where it was if it is unfinished; its folder is locked meanwhile. loaded: what load_data()
     gave. UserError for what cannot work, before anything is written."""
     device = choose_device(config)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     set_precision(config)
     task = envs.find_task(config.task)
     dataset, facts = loaded or load_data(config, given)
     folder = folder_of(config, given, facts["kind"])
-    with one_at_a_time(folder, wait=False), tracker(config.log, folder) as log:
+    with threads(config.threads), one_at_a_time(folder, wait=False), tracker(config.log, folder) as log:
         buffer = make_buffer(config, dataset, device)
         run = Run(config, folder, facts, buffer, algorithm(config, task.obs_dim, task.action_dim, device),
                   batch_rng=torch.Generator(buffer.device).manual_seed(config.seed + 1),
@@ -69,6 +67,18 @@ def prepare(config: Config, given: set[str], loaded: tuple[dict, dict] | None = 
         restore(run)
         tell_start(run, task)
         yield run
+
+
+@contextlib.contextmanager
+def threads(count: int):
+    """So many threads of torch; 0 leaves them as they are. Afterwards they are as before, as the next run of the same
+    script may want others."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def tell_start(run: Run, task: envs.Task) -> None:

@@ -54,6 +54,8 @@ def restore(run: Run) -> None:
     if state is None:
         if not offline_state(run, run.folder / "offline.pt"):
             cut_rows_after(run.folder, 0)    # a run that died before its first checkpoint starts over
+            if run.config.resume:
+                print(f"--resume: nothing is saved in {run.folder}, so a new run begins")
         return
     try:
         if state["stage"] == "offline" and offline_state(run, run.folder / "offline.pt"):
@@ -76,10 +78,11 @@ def refuse_another(run: Run, state: dict) -> None:
     c, before = run.config, from_plain(state["config"]).plain()
     if state["data"] != run.data["sha256"]:
         raise UserError(f"{run.folder} holds a run on other data than {run.data['path']} is now: choose another --out")
+    if state["stage"] == "online" and before["offline_steps"] != c.offline_steps:
+        raise UserError(f"--offline-steps: stage 1 of {run.folder} is over after {before['offline_steps']} steps; for "
+                        "another number choose another --out")
     if not c.resume:
         raise UserError(f"{run.folder} already holds a run: add --resume to continue it, or choose another --out")
-    if state["stage"] == "online" and before["offline_steps"] != c.offline_steps:
-        raise UserError(f"--offline-steps: stage 1 of {run.folder} is over after {before['offline_steps']} steps")
     for f in dataclasses.fields(c):
         mine, its = c.plain()[f.name], before[f.name]
         if f.name not in MAY_DIFFER and f.name in state["config"] and mine != its:     # an older run lacks some
