@@ -40,7 +40,6 @@ class Halves:
 
     def update(self, batch: dict, noise: dict) -> dict:
         if self.stage != self.algo.improving:                    # other losses, which are compiled first
-            vars(self.given).update(vars(self.algo))
             self.stage, self.taken, self.alone = self.algo.improving, attributes(self.algo), ALONE
             self.compare(batch, noise)
         if changed := [name for name, value in attributes(self.algo).items() if self.taken.get(name) != value]:
@@ -71,6 +70,7 @@ class Halves:
         return "candidates" in noise and self.algo.config.topk_weight > 0
 
     def critic_loss(self, batch: dict, noise: dict) -> tuple[Tensor, dict]:
+        vars(self.given).update(vars(self.algo))                 # what update() has changed
         result = Result(self.critic.parameters)
         if self.has_topk(noise):
             self.best = self.aside(self.positives, *map(second_half, (batch["observations"], noise["candidates"])))

@@ -79,7 +79,7 @@ def main(function, renders: bool = False) -> None:
         sys.stdout.flush()
         return result
     except KeyboardInterrupt:                              # outside of a stage, or the second Ctrl-C within one
-        print("\ninterrupted; the same command goes on from what is saved, with --resume if it says so", file=sys.stderr)
+        print("\ninterrupted; the same command goes on from what was saved, maybe with --resume", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:                                # | head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
