@@ -56,8 +56,7 @@ def preset(task: str, method: str, setting: str) -> config.Config:
 def knob_texts(c: config.Config) -> dict[str, str]:
     """{name: value as text} of the knobs that may change c's results."""
     return {f.name: as_text(getattr(c, f.name)) for f in dataclasses.fields(c)
-            if f.name not in (*MAY_DIFFER, "task", "method", "seed")
-            and reads(c.method, f.name)}
+            if f.name not in (*MAY_DIFFER, "task", "method", "seed") and reads(c.method, f.name)}
 
 
 def departures(knobs: dict[str, str], usual: config.Config) -> list[str]:

@@ -8,10 +8,12 @@ import numpy as np
 from tools.checks import UserError
 
 
-def checked_sizes(name: str, env) -> tuple[int, int]:
-    """(observation, action) sizes of what make() gave. UserError where it, or the name, cannot be a task's."""
+def checked_sizes(name: str, env, horizon: int) -> tuple[int, int]:
+    """(observation, action) sizes of what make() gave. UserError where any cannot be a task's."""
     if not name.isprintable() or "/" in name or name[:1] in ("", ".", " "):
         raise UserError(f"{name!r} cannot name a task: it must name a folder too, without slashes or a dot in front")
+    if type(horizon) is not int or horizon < 1:
+        raise UserError(f"{name}: horizon must be a whole number of steps above 0, not {horizon!r}")
     if not isinstance(env, gymnasium.Env):
         raise UserError(f"{name}: make() must give a gymnasium.Env, not {type(env).__name__}")
     obs, action = env.observation_space, env.action_space

@@ -42,8 +42,8 @@ class Halves:
         if self.stage != self.algo.improving:                    # other losses, which are compiled first
             self.stage, self.taken, self.alone = self.algo.improving, attributes(self.algo), ALONE
             self.compare(batch, noise)
-        if changed := [name for name, value in attributes(self.algo).items() if self.taken.get(name) != value]:
-            raise ValueError(f"{type(self.algo).__name__}.{changed[0]} changes from update to update")
+        if changed := dict(attributes(self.algo).items() - self.taken.items()):
+            raise ValueError(f"{type(self.algo).__name__}.{min(changed)} changes from update to update")
         return self.algo.update(batch, noise, losses=(self.critic_loss, self.actor_loss))
 
     def compare(self, batch: dict, noise: dict) -> None:
